@@ -1,3 +1,50 @@
-"""Hyperparameter optimization for deep learning: three interchangeable tuners behind one Study."""
+"""Hyperparameter optimization for deep learning: interchangeable tuners behind one Study.
+
+Define a `Space`, open a `Study`, and `optimize` a workload: a function of a trial, or a `Training`
+such as `Supervised`. Any Optuna sampler is a tuner.
+"""
+
+from hyperopt_dl import constraints, executors, optimizers
+from hyperopt_dl.early_stopping import EarlyStopping
+from hyperopt_dl.errors import (
+    ExecutorError,
+    HyperoptError,
+    SpaceError,
+    StudyError,
+    TrainingError,
+)
+from hyperopt_dl.optimizers import Schedule
+from hyperopt_dl.space import Array, Categorical, Float, Int, Space
+from hyperopt_dl.study import Study
+from hyperopt_dl.supervised import Supervised
+from hyperopt_dl.training import HParams, State, Training, rollout
+from hyperopt_dl.trial import Outcome, Trial, TrialPruned
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Array",
+    "Categorical",
+    "EarlyStopping",
+    "ExecutorError",
+    "Float",
+    "HParams",
+    "HyperoptError",
+    "Int",
+    "Outcome",
+    "Schedule",
+    "Space",
+    "SpaceError",
+    "State",
+    "Study",
+    "StudyError",
+    "Supervised",
+    "Training",
+    "TrainingError",
+    "Trial",
+    "TrialPruned",
+    "constraints",
+    "executors",
+    "optimizers",
+    "rollout",
+]

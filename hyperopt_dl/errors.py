@@ -8,8 +8,8 @@ A message says what must hold, what was got, and what to do about it::
     ├── StudyError     (RuntimeError)  a study that cannot start, or has nothing to answer with
     └── ExecutorError  (RuntimeError)  a workload that cannot reach its workers
 
-All of them are raised before trial 0, or by the call that was wrong. What goes wrong *inside* a trial
-is no exception but data: the trial ends as FAIL and its ``failure`` attribute names the kind.
+All of them are raised before trial 0, or by the call that was wrong. What goes wrong *inside* a
+trial is no exception but data: the trial ends as FAIL and its ``failure`` attribute names the kind.
 """
 
 

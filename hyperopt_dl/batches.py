@@ -1,0 +1,162 @@
+"""Batches addressed by step, so that any segment of a run can be replayed.
+
+Step t lies in epoch ``t // steps_per_epoch``; ``(seed, epoch)`` decides the epoch's permutation of
+the examples, and t which stretch of it is the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset, default_collate
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.seeds import derive
+
+Source: TypeAlias = Any
+"""A tuple of tensors with the target last, or an object with ``__len__`` and ``__getitem__``."""
+
+
+class Batch(NamedTuple):
+    """Examples on their device; ``examples`` says which of the data set's they are."""
+
+    inputs: tuple[Any, ...]
+    target: Tensor
+    examples: Tensor
+
+
+class Batches:
+    """A data set, cut into batches by (seed, step).
+
+    Args:
+        source: A tuple ``(x, ..., y)`` of tensors with one first dimension, a ``TensorDataset``, or
+        an
+            indexable data set of tuples ``(x, ..., y)``.
+        name: What the source is called in an error.
+        batch_size: Examples a batch; ``None`` makes every batch the whole set, in order.
+        drop_last: Whether an epoch leaves out its last batch when that is smaller than the others.
+
+    Raises:
+        TrainingError: An empty source, tensors of different lengths, a batch size that does not
+        fit.
+    """
+
+    def __init__(
+        self, source: Source, *, name: str, batch_size: int | None = None, drop_last: bool = False
+    ) -> None:
+        self._source = source.tensors if isinstance(source, TensorDataset) else source
+        self._in_memory = isinstance(self._source, Sequence) and all(
+            isinstance(part, Tensor) for part in self._source
+        )
+        self._name = name
+        self.size = self._count()
+        if batch_size is not None and not 1 <= batch_size <= self.size:
+            raise TrainingError(
+                f"batch_size must lie between 1 and the {self.size} examples of {name}, "
+                f"got {batch_size}. None takes the whole set at every step."
+            )
+        self.batch_size = batch_size or self.size
+        self._shuffled = batch_size is not None
+        whole, rest = divmod(self.size, self.batch_size)
+        self.steps_per_epoch = whole + (1 if rest and not drop_last else 0)
+        self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_placed": {}}
+
+    def at(self, seed: int, t: int, device: torch.device) -> Batch:
+        """Return the batch of step ``t`` of the run with this seed, on ``device``."""
+        epoch, position = divmod(t, self.steps_per_epoch)
+        order = _order(self.size, derive(seed, "epoch", epoch) if self._shuffled else None, device)
+        if not self._shuffled:
+            return self._take(order, device, whole=True)
+        start = position * self.batch_size
+        return self._take(order[start : start + self.batch_size], device)
+
+    def chunks(self, size: int, device: torch.device) -> Iterator[Batch]:
+        """Yield the whole set in order, ``size`` examples at a time."""
+        order = _order(self.size, None, device)
+        if size >= self.size:
+            yield self._take(order, device, whole=True)
+            return
+        for index in torch.split(order, size):
+            yield self._take(index, device)
+
+    def _take(self, index: Tensor, device: torch.device, *, whole: bool = False) -> Batch:
+        if self._in_memory:
+            parts = self._on(device)
+            if not whole:
+                parts = tuple(part[index] for part in parts)
+        else:
+            parts = tuple(_to(part, device) for part in _collate(self._source, index.tolist()))
+            if len(parts) < 2:
+                raise TrainingError(
+                    f"An example of {self._name} must be a tuple (input, ..., target), got one of "
+                    f"length {len(parts)}."
+                )
+        return Batch(parts[:-1], parts[-1], index)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        if device not in self._placed:
+            self._placed[device] = tuple(part.to(device) for part in self._source)
+        return self._placed[device]
+
+    def _count(self) -> int:
+        source, name = self._source, self._name
+        if self._in_memory:
+            if len(source) < 2:
+                raise TrainingError(
+                    f"{name} must hold the inputs and, last, the target: (x, y). Got {len(source)} "
+                    f"tensor(s)."
+                )
+            lengths = [len(part) if part.ndim else 0 for part in source]
+            if len(set(lengths)) > 1:
+                raise TrainingError(
+                    f"The tensors of {name} must have the same first dimension, got {lengths}."
+                )
+            size = lengths[0]
+        elif (
+            isinstance(source, (tuple, list))
+            and source
+            and not isinstance(source[0], (tuple, list))
+        ):
+            kinds = [type(part).__name__ for part in source]
+            raise TrainingError(
+                f"{name} must be a tuple of tensors (x, y), got {kinds}. Use torch.as_tensor on "
+                f"each."
+            )
+        elif not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+            raise TrainingError(
+                f"{name} must be a tuple of tensors (x, y) or a data set with len() and indexing, "
+                f"got "
+                f"{type(source).__name__}. A DataLoader or an iterable data set cannot be replayed "
+                f"by "
+                f"step: give the data set behind it."
+            )
+        else:
+            size = len(source)
+        if size == 0:
+            raise TrainingError(f"{name} must have at least one example, got none.")
+        return size
+
+
+@lru_cache(maxsize=8)
+def _order(size: int, key: int | None, device: torch.device) -> Tensor:
+    """Return the order of one epoch, made on the CPU so that it is the same on every device."""
+    if key is None:
+        return torch.arange(size, device=device)
+    generator = torch.Generator().manual_seed(key)
+    return torch.randperm(size, generator=generator).to(device)
+
+
+def _collate(source: Any, index: list[int]) -> Sequence[Any]:
+    fetch = getattr(source, "__getitems__", None)
+    examples = fetch(index) if fetch is not None else [source[i] for i in index]
+    parts: Sequence[Any] = default_collate(examples)
+    return parts
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part

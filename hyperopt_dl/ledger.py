@@ -1,0 +1,180 @@
+"""Asking and telling: the one place where trials enter and leave the storage."""
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from hyperopt_dl.errors import StudyError
+from hyperopt_dl.lease import Lease
+from hyperopt_dl.optuna_study import StoppableStudy, TrialLink
+from hyperopt_dl.sampler_seed import reseed
+from hyperopt_dl.seeds import derive
+from hyperopt_dl.trial import Failure, Job, Outcome
+
+RUN = "hd:run"
+"""The trial attribute with the trial's seed and the process that runs it."""
+FAILURE, ERROR = "failure", "error"
+"""The trial attributes with the kind of a failure and its message."""
+SETTLING = 5.0
+"""Seconds after which a trial without a ``RUN`` attribute will not get one any more."""
+
+
+class Orphan(NamedTuple):
+    """A trial left RUNNING; ``seed`` is ``None`` where its process died before it had one."""
+
+    number: int
+    seed: int | None
+
+
+class Ledger:
+    """A study's trials, from the point of view of the process that runs them.
+
+    Args:
+        study: The Optuna study.
+        storage: The storage that it lives in.
+        distributions: What is sampled for every trial before it runs, by name.
+        seed: Each trial's seed, and with ``reproducible`` all that the tuner draws, come from it.
+        reproducible: Whether the tuner's generators are put into a known state before each trial.
+    """
+
+    def __init__(
+        self,
+        study: StoppableStudy,
+        storage: BaseStorage,
+        distributions: Mapping[str, BaseDistribution],
+        *,
+        seed: int,
+        reproducible: bool,
+    ) -> None:
+        self.study = study
+        self._storage = storage
+        self._distributions = distributions
+        self._seed = seed
+        self._reproducible = reproducible
+        self._links: dict[int, TrialLink] = {}
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in these states (none given: all), not copied."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def ask(self) -> tuple[Job, TrialLink]:
+        """Create a trial and sample its parameters.
+
+        If the sampler raises, the trial is a failed one, and the error goes on.
+        """
+        self._seed_tuner(len(self.trials()))
+        trial = self.study.ask()
+        seed = derive(self._seed, "trial", trial.number)
+        _claim(trial, seed)
+        return self._prepare(trial, seed)
+
+    def adopt(self, orphan: Orphan) -> tuple[Job, TrialLink] | None:
+        """Take up a trial with its parameters and seed; ``None`` if another process was quicker."""
+        self._seed_tuner(orphan.number)
+        trial = self._reopen(orphan.number)
+        seed = derive(self._seed, "trial", orphan.number) if orphan.seed is None else orphan.seed
+        _claim(trial, seed)
+        if Lease.read(self.trials()[orphan.number].user_attrs[RUN]) != Lease.here():
+            return None
+        return self._prepare(trial, seed)
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Write an outcome; a trial that another process has finished meanwhile stays as it is."""
+        link = self.link(number)
+        self._links.pop(number, None)
+        if outcome.state == "failed":
+            link.set_user_attr(FAILURE, outcome.failure)
+            link.set_user_attr(ERROR, outcome.error)
+            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        elif outcome.state == "pruned":
+            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+        else:
+            self.study.tell(number, outcome.values, skip_if_finished=True)
+
+    def link(self, number: int) -> TrialLink:
+        """Return the link of a trial, in whatever process it was asked for.
+
+        Raises:
+            StudyError: There is no such trial.
+        """
+        if number not in self._links:
+            self._links[number] = TrialLink(self._reopen(number))
+        return self._links[number]
+
+    def orphans(self) -> list[Orphan]:
+        """Return the RUNNING trials whose process is certainly gone.
+
+        A process can also die between creating a trial and claiming it. Such a trial has neither
+        claim nor parameters; it counts as an orphan only in a study that another dead process has
+        worked on, and only if it is still like that after a few seconds.
+        """
+        running = self.trials(TrialState.RUNNING)
+        found = [Orphan(t.number, t.user_attrs[RUN]["seed"]) for t in running if _abandoned(t)]
+        if any(_bare(trial) for trial in running):
+            others = [trial for trial in self.trials() if not _bare(trial)]
+            if all(RUN in t.user_attrs for t in others) and any(_abandoned(t) for t in others):
+                time.sleep(SETTLING)
+                running = self.trials(TrialState.RUNNING)
+                found += [Orphan(trial.number, None) for trial in running if _bare(trial)]
+        return sorted(found)
+
+    def occupied(self) -> int:
+        """Return how many trials count towards a total: those that run, and those that have ended.
+
+        A trial that an interrupt has cut off does not count.
+        """
+        return sum(
+            trial.state != TrialState.WAITING and trial.user_attrs.get(FAILURE) != "interrupted"
+            for trial in self.trials()
+        )
+
+    def summary(self) -> str:
+        """Say in words how the trials went, with the last error."""
+        trials = self.trials()
+        if not trials:
+            return "the study has no trials"
+        counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
+        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        errors = [trial.user_attrs[ERROR] for trial in trials if ERROR in trial.user_attrs]
+        return told + (f"; the last error: {errors[-1].splitlines()[-1]}" if errors else "")
+
+    def _prepare(self, trial: optuna.Trial, seed: int) -> tuple[Job, TrialLink]:
+        self._links[trial.number] = link = TrialLink(trial)
+        try:
+            params = {name: link.suggest(name, d) for name, d in self._distributions.items()}
+        except BaseException as error:
+            kind: Failure = "exception" if isinstance(error, Exception) else "interrupted"
+            self.tell(trial.number, Outcome("failed", failure=kind, error=repr(error)))
+            raise
+        return Job(trial.number, params, seed, len(self.study.directions)), link
+
+    def _reopen(self, number: int) -> optuna.Trial:
+        study_id = self._storage.get_study_id_from_name(self.study.study_name)
+        try:
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        except KeyError as error:
+            raise StudyError(f"The study has no trial {number}.") from error
+        return optuna.Trial(self.study, trial_id)
+
+    def _seed_tuner(self, number: int) -> None:
+        if self._reproducible:
+            reseed(self.study.sampler, derive(self._seed, "tuner", number))
+
+
+def _claim(trial: optuna.Trial, seed: int) -> None:
+    """Record that this process runs a trial, and with which seed."""
+    trial.set_user_attr(RUN, {"seed": seed, **Lease.here().write()})
+
+
+def _abandoned(trial: FrozenTrial) -> bool:
+    record = trial.user_attrs.get(RUN)
+    return record is not None and Lease.read(record).expired()
+
+
+def _bare(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.RUNNING and not trial.params and RUN not in trial.user_attrs

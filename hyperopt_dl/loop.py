@@ -1,0 +1,126 @@
+"""The loop of a study: start trials wherever a worker is free, record those that end."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from hyperopt_dl.executors import Finished, Pool
+from hyperopt_dl.ledger import Ledger
+from hyperopt_dl.optuna_study import TrialLink
+from hyperopt_dl.progress import Progress, Tally
+from hyperopt_dl.trial import Job, Outcome
+
+Callback = Callable[[optuna.Study, FrozenTrial], None]
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to start no further trial; ``None`` is no limit.
+
+    ``n_trials`` counts the trials that this loop starts, ``total_trials`` those of the study;
+    ``timeout`` is in seconds. ``retries`` is how often a trial is run again when its worker dies.
+    """
+
+    n_trials: int | None = None
+    total_trials: int | None = None
+    timeout: float | None = None
+    retries: int = 0
+
+
+class Loop:
+    """One call of ``optimize``: its limits, its queue and its trials in flight."""
+
+    def __init__(self, ledger: Ledger, limits: Limits, callbacks: list[Callback]) -> None:
+        self._ledger = ledger
+        self._limits = limits
+        self._callbacks = callbacks
+        self._started = 0
+        self._flying: dict[int, TrialLink] = {}
+        self._attempts: dict[int, int] = {}
+        self._again: deque[tuple[Job, TrialLink]] = deque()
+        self._orphans = deque(ledger.orphans())
+        self.tally = Tally(self._target(), limits.timeout)
+
+    def run(self, pool: Pool, progress: Progress) -> None:
+        """Run trials until a limit is reached and the last one has ended."""
+        while True:
+            while pool.free and (started := self._next()) is not None:
+                job, link = started
+                self._flying[job.number] = link
+                pool.submit(job, link)
+            self.tally.running = len(self._flying)
+            progress.update()
+            if not self._flying and (pool.free or not self._may_start()):
+                return
+            for finished in pool.wait():
+                self._settle(finished, progress)
+
+    def give_up(self) -> None:
+        """Record as interrupted what an interrupt or an error has cut off."""
+        for number in [*self._flying, *(job.number for job, _ in self._again)]:
+            outcome = Outcome("failed", failure="interrupted", error="The study was interrupted.")
+            self._ledger.tell(number, outcome)
+
+    def _next(self) -> tuple[Job, TrialLink] | None:
+        """Return a second attempt, an orphan or a new trial; ``None`` if none may start."""
+        if self._again:
+            return self._again.popleft()
+        while self._orphans and self._open():
+            adopted = self._ledger.adopt(self._orphans.popleft())
+            if adopted is not None:
+                self._started += 1
+                return adopted
+        if not self._may_start():
+            return None
+        self._started += 1
+        return self._ledger.ask()
+
+    def _may_start(self) -> bool:
+        if self._again:
+            return True
+        total = self._limits.total_trials
+        full = total is not None and self._ledger.occupied() >= total
+        return self._open() and (bool(self._orphans) or not full)
+
+    def _open(self) -> bool:
+        """Return whether neither a stop, nor the time, nor ``n_trials`` forbids another trial."""
+        n, timeout = self._limits.n_trials, self._limits.timeout
+        late = timeout is not None and time.monotonic() >= self.tally.start + timeout
+        return not (self._ledger.study.stopping or late or (n is not None and self._started >= n))
+
+    def _settle(self, finished: Finished, progress: Progress) -> None:
+        job, outcome = finished
+        link = self._flying.pop(job.number)
+        attempts = self._attempts.get(job.number, 0)
+        if outcome.failure == "lost" and attempts < self._limits.retries:
+            self._attempts[job.number] = attempts + 1
+            link.set_user_attr("retries", attempts + 1)
+            self._again.append((job, link))
+            return
+        self._ledger.tell(job.number, outcome)
+        self.tally.ended[outcome.state] += 1
+        if outcome.state == "failed":
+            _logger.info("Trial %d failed (%s): %s", job.number, outcome.failure, outcome.error)
+            progress.failed(job.number, str(outcome.failure), outcome.error)
+        elif outcome.state == "complete" and progress.enabled:
+            self.tally.best = self._best()
+        for callback in self._callbacks:
+            callback(self._ledger.study, self._ledger.trials()[job.number])
+
+    def _target(self) -> int | None:
+        if self._limits.total_trials is None:
+            return self._limits.n_trials
+        missing = self._limits.total_trials - self._ledger.occupied()
+        return max(0, missing) + len(self._orphans)
+
+    def _best(self) -> str:
+        try:
+            return f"{self._ledger.study.best_value:.6g}"
+        except (ValueError, RuntimeError):  # no feasible trial; several objectives
+            return "-"

@@ -1,0 +1,91 @@
+"""What a user's loss function takes and returns."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.training import HParams
+
+Loss: TypeAlias = Callable[..., Tensor]
+"""``loss(output, target)`` or ``loss(output, target, hp)``."""
+
+
+def takes_hparams(loss: Loss) -> bool:
+    """Return whether ``loss`` wants the hyperparameters as its third argument.
+
+    It does if it has three positional parameters without a default, or if its third one is called
+    ``hp`` or ``hparams``: the third parameter of ``torch.nn.functional.cross_entropy`` is neither.
+    """
+    third = _positional(loss)[2:3]
+    return bool(third) and (
+        third[0].default is inspect.Parameter.empty or third[0].name in ("hp", "hparams")
+    )
+
+
+def with_hparams(loss: Loss) -> Loss:
+    """Return ``loss`` as a function of ``(output, target, hparams)``."""
+    return loss if takes_hparams(loss) else _Indifferent(loss)
+
+
+def per_example(loss: Loss) -> Loss:
+    """Return ``loss`` without its reduction: one value for each example of the batch.
+
+    A loss of ``torch.nn`` or ``torch.nn.functional`` is asked by its ``reduction``; any other must
+    return a vector by itself, which ``weighted_mean`` checks.
+    """
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        unreduced = copy.copy(loss)
+        setattr(unreduced, "reduction", "none")  # noqa: B010 (a module's type has no such field)
+        return unreduced
+    if "reduction" in {parameter.name for parameter in _parameters(loss)}:
+        return functools.partial(loss, reduction="none")
+    return loss
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return ``1/B * sum_i weights[i] * losses[i]`` over the B examples of a batch.
+
+    Further dimensions of ``losses`` are averaged first.
+
+    Raises:
+        TrainingError: The losses do not have one entry (or more) for each example.
+    """
+    if losses.ndim == 0 or len(losses) != len(weights):
+        raise TrainingError(
+            f"With weights, the loss must return one value for each of the {len(weights)} examples "
+            f"of a "
+            f"batch, got shape {tuple(losses.shape)}. Leave out its reduction, or give it a "
+            f"parameter "
+            f"'reduction'."
+        )
+    each = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    return (weights.to(each) * each).mean()
+
+
+@dataclass(frozen=True)
+class _Indifferent:
+    """A loss that is handed the hyperparameters and does not look at them."""
+
+    loss: Loss
+
+    def __call__(self, output: Any, target: Any, hparams: HParams) -> Tensor:  # noqa: ARG002
+        return self.loss(output, target)
+
+
+def _parameters(loss: Loss) -> list[inspect.Parameter]:
+    target = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except ValueError:  # a function written in C shows no signature
+        return []
+
+
+def _positional(loss: Loss) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter for parameter in _parameters(loss) if parameter.kind in kinds]

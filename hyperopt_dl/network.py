@@ -1,0 +1,141 @@
+"""An unmodified ``nn.Module`` as a pure function of one flat parameter vector.
+
+Letters: p the number of trainable entries.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hyperopt_dl.errors import TrainingError
+
+
+class Weights(NamedTuple):
+    """Everything that a module's output depends on beside its inputs.
+
+    ``params`` is the vector of the p trainable entries; ``frozen`` holds the parameters that do not
+    require a gradient, ``buffers`` the registered buffers, both by the module's own names.
+    """
+
+    params: Tensor
+    frozen: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+class Network:
+    """The structure of a module: names, shapes and code, but not its weights.
+
+    Args:
+        module: The module. It is kept and its training flag is switched, so hand over a copy.
+
+    Raises:
+        TrainingError: No trainable parameter, a lazy module that has not seen data, or trainable
+            parameters of several dtypes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module.train()
+        trainable = {n: q for n, q in module.named_parameters() if q.requires_grad}
+        if not trainable:
+            raise TrainingError(
+                f"The model must have a parameter that requires a gradient, "
+                f"{type(module).__name__} "
+                f"has none."
+            )
+        lazy = [n for n, q in trainable.items() if nn.parameter.is_lazy(q)]
+        if lazy:
+            raise TrainingError(
+                f"The model's parameters must have shapes, {lazy} have none yet. Call the lazy "
+                f"module "
+                f"on one batch first."
+            )
+        dtypes = {q.dtype for q in trainable.values()}
+        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+            raise TrainingError(
+                f"The trainable parameters must share one floating dtype, got "
+                f"{sorted(map(str, dtypes))}."
+                f" Convert the model with .to(dtype), or freeze the others."
+            )
+        self.layout = tuple((n, q.numel()) for n, q in trainable.items())
+        self._sizes = [size for _, size in self.layout]
+        self._shapes = [q.shape for q in trainable.values()]
+        self._tied = len(list(module.parameters())) < len(
+            list(module.named_parameters(remove_duplicate=False))
+        )
+
+    def weights(self) -> Weights:
+        """Return copies of the weights that the module holds."""
+        own = dict(self._module.named_parameters())
+        return Weights(
+            torch.cat([own[name].detach().reshape(-1) for name, _ in self.layout]),
+            {n: q.detach().clone() for n, q in own.items() if not q.requires_grad},
+            {n: b.detach().clone() for n, b in self._module.named_buffers()},
+        )
+
+    def unflatten(self, params: Tensor) -> dict[str, Tensor]:
+        """Return the named, shaped views of a flat vector ``[p]``."""
+        # One split is one node of the graph: its backward is one concatenation, where a slice per
+        # parameter would add up as many vectors of length p.
+        pieces = torch.split(params, self._sizes)
+        return {
+            name: piece.view(shape)
+            for (name, _), piece, shape in zip(self.layout, pieces, self._shapes, strict=True)
+        }
+
+    def __call__(
+        self, weights: Weights, inputs: tuple[Any, ...], *, training: bool
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return the module's output and the buffers after the call; nothing given is written to.
+
+        Buffers (BatchNorm's running statistics) are values, not functions: they carry no
+        derivative.
+        """
+        if self._module.training != training:
+            self._module.train(training)
+        buffers = {name: buffer.clone() for name, buffer in weights.buffers.items()}
+        tensors: dict[str, Tensor] = {**self.unflatten(weights.params), **weights.frozen, **buffers}
+        output = functional_call(self._module, tensors, inputs, tie_weights=self._tied)
+        return output, {name: tensors[name].detach() for name in buffers}
+
+
+class Reads(Mapping[str, Any]):
+    """Hyperparameters as a model factory sees them, and a record of those that it looked at.
+
+    Scalars are plain numbers and arrays are detached: structure is not differentiable.
+    """
+
+    def __init__(self, hparams: Mapping[str, Any]) -> None:
+        self._hparams = hparams
+        self.seen: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        self.seen[name] = value = _plain(self._hparams[name])
+        return value
+
+    def __iter__(self) -> Any:
+        return iter(self._hparams)
+
+    def __len__(self) -> int:
+        return len(self._hparams)
+
+
+def agrees(seen: Mapping[str, Any], hparams: Mapping[str, Any]) -> bool:
+    """Return whether a factory that saw ``seen`` would see the same in ``hparams``."""
+    return all(
+        name in hparams and _same(value, _plain(hparams[name])) for name, value in seen.items()
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item() if value.ndim == 0 else value.detach()
+    return value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)

@@ -1,0 +1,124 @@
+"""An Optuna study and its trials, as this package uses them: by their public face alone."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+
+from hyperopt_dl.errors import StudyError
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+
+
+class StoppableStudy(optuna.Study):
+    """An Optuna study whose ``stop`` also ends the loop of ``hyperopt_dl.Study.optimize``.
+
+    Samplers and callbacks that were written for ``optuna.Study.optimize`` call it.
+    """
+
+    stopping = False
+
+    def stop(self) -> None:
+        """Start no further trial."""
+        self.stopping = True
+        with contextlib.suppress(RuntimeError):  # outside of Optuna's own loop
+            super().stop()
+
+
+class TrialLink:
+    """A trial's link to the storage, for a workload in this process or one behind a pipe."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.trial = trial
+
+    def suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        """Return the trial's value of a parameter, sampling it at the first call."""
+        match distribution:
+            case FloatDistribution(low=low, high=high, step=step, log=log):
+                return self.trial.suggest_float(name, low, high, step=step, log=log)
+            case IntDistribution(low=low, high=high, step=step, log=log):
+                return self.trial.suggest_int(name, low, high, step=step, log=log)
+            case CategoricalDistribution(choices=choices):
+                return self.trial.suggest_categorical(name, choices)
+        raise StudyError(f"A parameter must have a distribution of Optuna's, got {distribution!r}.")
+
+    def report(self, value: float, step: int) -> None:
+        """Record an intermediate value."""
+        self.trial.report(value, step)
+
+    def should_prune(self) -> bool:
+        """Return whether the pruner would end the trial now."""
+        return self.trial.should_prune()
+
+    def set_constraint(self, key: str, value: float) -> None:
+        """Record a constraint; at most 0 is feasible."""
+        self.trial.set_constraint(key, value)
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Record an attribute."""
+        self.trial.set_user_attr(key, value)
+
+
+def open_study(
+    storage: BaseStorage,
+    *,
+    name: str | None,
+    directions: Sequence[Direction],
+    sampler: BaseSampler,
+    pruner: BasePruner | None,
+) -> StoppableStudy:
+    """Create a study, or open the one of that name.
+
+    Raises:
+        StudyError: The stored study has other directions.
+    """
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        created = optuna.create_study(
+            storage=storage, study_name=name, directions=directions, load_if_exists=True
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    wanted = [StudyDirection[direction.upper()] for direction in directions]
+    if created.directions != wanted:
+        stored = [direction.name.lower() for direction in created.directions]
+        raise StudyError(
+            f"The stored study {created.study_name!r} has the directions {stored}, the call says "
+            f"{list(directions)}. Use those, or another name."
+        )
+    return StoppableStudy(created.study_name, storage, sampler, pruner)
+
+
+def check_compatible(study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Check that a space can continue the trials of a study.
+
+    Raises:
+        StudyError: A parameter has changed its kind, its scale or its choices.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        for name, old in trial.distributions.items():
+            if name not in distributions or distributions[name] == old:
+                continue
+            try:
+                check_distribution_compatibility(old, distributions[name])
+            except ValueError as error:
+                raise StudyError(
+                    f"The space must go on from the stored study {study.study_name!r}, but "
+                    f"{name!r} "
+                    f"was {old} in trial {trial.number} and is {distributions[name]} now. Use "
+                    f"another "
+                    f"study name, or another name for the dimension."
+                ) from error

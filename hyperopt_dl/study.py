@@ -1,0 +1,295 @@
+"""The study: ask a tuner, run trials on an executor, tell the storage."""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from hyperopt_dl.errors import StudyError
+from hyperopt_dl.executors import Executor, Serial
+from hyperopt_dl.executors.devices import local_device
+from hyperopt_dl.ledger import Ledger
+from hyperopt_dl.loop import Callback, Limits, Loop
+from hyperopt_dl.optuna_study import Direction, check_compatible, open_study
+from hyperopt_dl.progress import Progress
+from hyperopt_dl.space import Dimension, Space
+from hyperopt_dl.storage import Storage, default_name, open_storage
+from hyperopt_dl.training import Training
+from hyperopt_dl.trial import Outcome, Trial, Workload, read_values
+
+
+class Study:
+    """Trials of a workload, proposed by a tuner and kept in Optuna's storage.
+
+    Args:
+        space: The hyperparameters; ``None`` if the objective suggests them itself (define by run).
+        tuner: Any Optuna sampler; ``None`` is Optuna's TPE.
+        storage: ``None`` (memory), a path (a journal file), a database URL, or an Optuna storage. A
+            study that is there already is continued.
+        name: The study's name in the storage; ``None`` is a file's stem, else a name that Optuna
+        makes. direction: ``"minimize"`` or ``"maximize"``, for one objective. directions: One for
+        each objective, in place of ``direction``. pruner: An Optuna pruner; ``None`` is Optuna's
+        default, the median pruner. seed: Fixes each trial's seed and everything that the tuner
+        draws, whatever seed it has of its
+            own: a study that is interrupted and resumed proposes what it would have proposed
+            without. ``None`` leaves the tuner's generators alone.
+
+    Raises:
+        StudyError: The stored study does not fit, or an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        space: Space | Mapping[str, Dimension] | None = None,
+        *,
+        tuner: BaseSampler | None = None,
+        storage: Storage = None,
+        name: str | None = None,
+        direction: Direction = "minimize",
+        directions: Sequence[Direction] | None = None,
+        pruner: BasePruner | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.space = None if space is None else space if isinstance(space, Space) else Space(space)
+        tuner = TPESampler() if tuner is None else tuner
+        directions = [direction] if directions is None else list(directions)
+        _check(self.space, tuner, pruner, directions)
+        opened = open_storage(storage)
+        study = open_study(
+            opened,
+            name=name or default_name(storage),
+            directions=directions,
+            sampler=tuner,
+            pruner=pruner,
+        )
+        distributions = self.space.distributions() if self.space else {}
+        check_compatible(study, distributions)
+        self._optuna = study
+        self._ledger = Ledger(
+            study,
+            opened,
+            distributions,
+            seed=secrets.randbits(63) if seed is None else seed,
+            reproducible=seed is not None,
+        )
+        self._optimizing = False
+
+    def __repr__(self) -> str:
+        tuner = type(self._optuna.sampler).__name__
+        return f"Study(name={self.name!r}, tuner={tuner}, trials={len(self.trials)})"
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """The Optuna study itself: every plot, the dashboard and the command line work on it."""
+        return self._optuna
+
+    @property
+    def name(self) -> str:
+        """The study's name in its storage."""
+        return self._optuna.study_name
+
+    @property
+    def tuner(self) -> BaseSampler:
+        """The sampler that proposes hyperparameters."""
+        return self._optuna.sampler
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials so far, in the order of their numbers."""
+        return self._optuna.trials
+
+    @property
+    def best(self) -> FrozenTrial:
+        """The best finished trial; its ``params`` and ``value`` are what was looked for.
+
+        Raises:
+            StudyError: No trial is complete, or the study has several objectives.
+        """
+        if len(self._optuna.directions) > 1:
+            raise StudyError(
+                "A study with several objectives has no single best trial. Use study.best_trials."
+            )
+        try:
+            return self._optuna.best_trial
+        except ValueError as error:
+            raise StudyError(
+                f"No trial is complete (and feasible) yet: {self._ledger.summary()}."
+            ) from error
+
+    @property
+    def best_trials(self) -> list[FrozenTrial]:
+        """The trials that no other trial is better than in every objective."""
+        return self._optuna.best_trials
+
+    @overload
+    def ask(self, n: None = None) -> Trial: ...
+
+    @overload
+    def ask(self, n: int) -> list[Trial]: ...
+
+    def ask(self, n: int | None = None) -> Trial | list[Trial]:
+        """Return a new trial, or a list of ``n``, to be evaluated by the caller and told."""
+        trials = []
+        for _ in range(1 if n is None else n):
+            job, link = self._ledger.ask()
+            trials.append(Trial(job, link, local_device("auto")))
+        return trials[0] if n is None else trials
+
+    def tell(
+        self, trial: Trial | int, values: Any = None, *, state: TrialState | None = None
+    ) -> None:
+        """Record how a trial ended.
+
+        A value that is no finite number makes it a failed trial, as in ``optimize``.
+
+        Args:
+            trial: A trial, or its number.
+            values: A number, or one number for each objective.
+            state: ``TrialState.PRUNED`` or ``TrialState.FAIL``, without values.
+
+        Raises:
+            StudyError: The trial is not running, or values and state contradict each other.
+        """
+        number = trial.number if isinstance(trial, Trial) else trial
+        if state not in (None, TrialState.COMPLETE) and values is not None:
+            raise StudyError(f"A trial told as {state.name} has no values, got {values!r}.")
+        trials = self._ledger.trials()
+        if not 0 <= number < len(trials) or trials[number].state != TrialState.RUNNING:
+            got = trials[number].state.name if 0 <= number < len(trials) else "not in the study"
+            raise StudyError(f"Trial {number} must be RUNNING to be told, it is {got}.")
+        match state:
+            case TrialState.PRUNED:
+                outcome = Outcome("pruned")
+            case TrialState.FAIL:
+                outcome = Outcome("failed", failure="exception", error="Told as FAIL.")
+            case _:
+                outcome = read_values(values, len(self._optuna.directions))
+        self._ledger.tell(number, outcome)
+
+    def enqueue(self, params: Mapping[str, Any], *, skip_if_exists: bool = False) -> None:
+        """Run a trial with these parameters next; those that are left out are sampled.
+
+        Raises:
+            SpaceError: A name or a value that the space does not have.
+        """
+        if self.space is not None:
+            self.space.validate(params, partial=True)
+        self._optuna.enqueue_trial(dict(params), skip_if_exists=skip_if_exists)
+
+    def optimize(
+        self,
+        workload: Workload,
+        n_trials: int | None = None,
+        *,
+        total_trials: int | None = None,
+        timeout: float | None = None,
+        executor: Executor | None = None,
+        retries: int = 0,
+        callbacks: Iterable[Callback] = (),
+        progress: bool = True,
+    ) -> None:
+        """Run trials until a limit is reached, the study is stopped, or for ever.
+
+        Trials that a dead process left RUNNING are taken up first, with their parameters and seed.
+        A trial that fails is recorded and the study goes on; what is wrong from the start is an
+        error before the first trial.
+
+        Args:
+            workload: A ``Training``, or a function of a trial.
+            n_trials: How many trials this call runs.
+            total_trials: How many trials the study has in the end, those that are there included: a
+                script that was killed is simply run again.
+            timeout: Seconds after which no further trial starts.
+            executor: Where trials run; ``None`` is ``executors.Serial()``.
+            retries: How often a trial is run again, with the same seed, when its worker dies.
+            callbacks: Called as ``callback(study.optuna, frozen_trial)`` after each trial.
+            progress: Whether to show a line of progress on standard error.
+
+        Raises:
+            StudyError: The workload, the space and the limits do not go together.
+            ExecutorError: The workload cannot reach the workers.
+            KeyboardInterrupt: Ctrl-C; trials in flight are FAIL with the failure ``"interrupted"``,
+            and
+                do not count towards ``total_trials``.
+        """
+        self._check_run(workload, n_trials, total_trials, retries)
+        limits = Limits(n_trials, total_trials, timeout, retries)
+        self._optimizing, self._optuna.stopping = True, False
+        try:
+            with (executor or Serial()).start(workload) as pool:
+                loop = Loop(self._ledger, limits, list(callbacks))
+                try:
+                    with Progress(loop.tally, enabled=progress) as shown:
+                        loop.run(pool, shown)
+                finally:
+                    loop.give_up()
+        finally:
+            self._optimizing = False
+
+    def _check_run(
+        self, workload: object, n_trials: int | None, total_trials: int | None, retries: int
+    ) -> None:
+        if self._optimizing:
+            raise StudyError("optimize is running already: a trial cannot optimize its own study.")
+        if n_trials is not None and total_trials is not None:
+            raise StudyError(
+                f"Give n_trials (of this call) or total_trials (of the study), got {n_trials} and "
+                f"{total_trials}."
+            )
+        for name, number in (("n_trials", n_trials), ("total_trials", total_trials)):
+            if number is not None and number < 0:
+                raise StudyError(f"{name} must be at least 0, got {number}.")
+        if retries < 0:
+            raise StudyError(f"retries must be at least 0, got {retries}.")
+        if isinstance(workload, Training):
+            self._check_training(workload)
+        elif not callable(workload):
+            missing = [m for m in ("steps", "init", "step", "loss") if not hasattr(workload, m)]
+            raise StudyError(
+                f"A workload must be a function of a trial or a Training, got a "
+                f"{type(workload).__name__}, which has no {', '.join(missing)}."
+            )
+
+    def _check_training(self, training: Training) -> None:
+        if self.space is None:
+            raise StudyError(
+                "A Training needs to know its hyperparameters: give the study a space."
+            )
+        if [d.name for d in self._optuna.directions] != ["MINIMIZE"]:
+            raise StudyError(
+                "The value of a Training is a loss: the study must have the one direction "
+                "'minimize'. "
+                "For other values, write an objective that calls hyperopt_dl.rollout."
+            )
+        missing = sorted(getattr(training, "hparams", frozenset()) - set(self.space))
+        if missing:
+            raise StudyError(
+                f"The training names the hyperparameter(s) {missing}, which the space with "
+                f"{sorted(self.space)} does not have. Add them, or use constants."
+            )
+
+
+def _check(space: Space | None, tuner: object, pruner: object, directions: Sequence[str]) -> None:
+    if not isinstance(tuner, BaseSampler):
+        raise StudyError(
+            f"tuner must be a sampler object, such as optuna.samplers.TPESampler(), got {tuner!r}."
+        )
+    if pruner is not None and not isinstance(pruner, BasePruner):
+        raise StudyError(
+            f"pruner must be a pruner object, such as optuna.pruners.MedianPruner(), got "
+            f"{pruner!r}."
+        )
+    if not directions or any(d not in ("minimize", "maximize") for d in directions):
+        raise StudyError(f"A direction must be 'minimize' or 'maximize', got {list(directions)}.")
+    if space is not None and space.arrays:
+        raise StudyError(
+            f"{type(tuner).__name__} proposes single numbers and choices, it cannot propose the "
+            f"Array(s) "
+            f"{list(space.arrays)}. Use a Float for each entry that matters, or fix the array in "
+            f"the "
+            f"training."
+        )

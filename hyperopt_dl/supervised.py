@@ -1,0 +1,289 @@
+"""Training made from an ``nn.Module``, a loss, an optimizer and data.
+
+Letters: t the step; p the number of trainable parameters; N the number of training examples.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperopt_dl import losses
+from hyperopt_dl.batches import Batch, Batches, Source
+from hyperopt_dl.early_stopping import EarlyStopping
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.network import Network, Reads, Weights, agrees
+from hyperopt_dl.optimizers import Optimizer
+from hyperopt_dl.optimizers.resolve import resolve
+from hyperopt_dl.seeds import derive, seeded
+from hyperopt_dl.training import HParams, State
+
+KEPT_NETWORKS = 8
+
+
+class Supervised:
+    """The training of a network, as a dynamical system that can be replayed and differentiated.
+
+    Everything a step does follows from ``(state, hparams, t)``: the batch and the dropout masks
+    from the run's seed and t, BatchNorm's statistics from the state.
+
+    Hyperparameters enter by name, through any of these doors:
+
+    * the optimizer: ``SGD(lr="lr")``, per group of parameters, or as a ``Schedule``;
+    * the model: a factory that takes the mapping of hyperparameters;
+    * the loss: ``loss(output, target, hp)``;
+    * data weights: ``weights="w"``, an ``Array`` with one entry for each training example.
+
+    Args:
+        model: An ``nn.Module``, whose present weights every run starts from; or a factory
+            ``model(hp) -> nn.Module``, called under the run's seed.
+        loss: ``loss(output, target)`` or ``loss(output, target, hp)``, a 0-dim tensor.
+        optimizer: A twin from ``hyperopt_dl.optimizers``.
+        train: ``(x, ..., y)`` tensors, or an indexable data set of such tuples; the last entry is
+        the
+            target, the others are the model's positional arguments. Tensors keep their dtype and
+            are moved to the run's device once.
+        validation: The same; the trial's value and the outer objective come from it.
+        test: The same, or ``None``; looked at once, when a trial ends, and never used for a choice.
+        steps: The number of optimizer steps. Give this or ``epochs``.
+        epochs: The number of passes over the training data.
+        batch_size: Examples a step; ``None`` takes the whole training set at every step.
+        drop_last: Whether to leave out the last, smaller batch of an epoch.
+        metrics: Functions ``metric(output, target) -> number`` by name, computed on the whole
+            validation (and test) set; reported, never differentiated.
+        weights: The name of a hyperparameter with one weight for each training example: the step's
+            loss is then ``1/B * sum_i w[i] * loss[i]`` over the batch.
+        validation_loss: The outer objective, where it differs from ``loss``. Give it when ``loss``
+            depends on hyperparameters: else they can lower the objective without a better network.
+        report_every: Steps between two reports of the validation loss; ``None`` is a tenth of the
+        run. early_stopping: When a trial may end before its last step. evaluation_batch_size:
+        Examples that pass through the model at once in an evaluation; outputs
+            are joined before the loss and the metrics are taken, so it changes memory, not numbers.
+
+    Raises:
+        TrainingError: Anything of this that cannot be, named.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module | Callable[[Mapping[str, Any]], nn.Module],
+        loss: losses.Loss,
+        optimizer: Optimizer,
+        train: Source,
+        validation: Source,
+        test: Source | None = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        drop_last: bool = False,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        weights: str | None = None,
+        validation_loss: losses.Loss | None = None,
+        report_every: int | None = None,
+        early_stopping: EarlyStopping | None = None,
+        evaluation_batch_size: int = 4096,
+    ) -> None:
+        if not callable(model) or not callable(loss):
+            raise TrainingError(
+                f"model must be an nn.Module or a factory, and loss a function; got "
+                f"{type(model).__name__} and {type(loss).__name__}."
+            )
+        if not isinstance(optimizer, Optimizer):
+            raise TrainingError(
+                f"optimizer must be a twin such as hyperopt_dl.optimizers.SGD(lr='lr'), got "
+                f"{type(optimizer).__name__}. torch.optim writes in place and cannot be replayed."
+            )
+        self._model = model
+        self._optimizer = optimizer
+        self._weights = weights
+        self._loss = losses.with_hparams(losses.per_example(loss) if weights else loss)
+        self._validation_loss = losses.with_hparams(validation_loss or loss)
+        self._metrics = dict(metrics or {})
+        self._evaluation_batch_size = evaluation_batch_size
+        self._train = Batches(train, name="train", batch_size=batch_size, drop_last=drop_last)
+        self._validation = Batches(validation, name="validation")
+        self._test = None if test is None else Batches(test, name="test")
+        self.steps = _steps(steps, epochs, self._train.steps_per_epoch)
+        self.report_every = max(1, self.steps // 10) if report_every is None else report_every
+        self.early_stopping = early_stopping
+        self._networks: list[tuple[torch.device, Mapping[str, Any], Network]] = []
+        if self.report_every < 1:
+            raise TrainingError(f"report_every must be at least 1 step, got {report_every}.")
+        known = {"loss", *self._metrics}
+        if early_stopping is not None and early_stopping.metric not in known:
+            raise TrainingError(
+                f"EarlyStopping must watch one of {sorted(known)}, got {early_stopping.metric!r}. "
+                f"Add it "
+                f"to metrics=."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_networks": []}
+
+    @property
+    def hparams(self) -> frozenset[str]:
+        """The names that the optimizer and the weights use; the model may read others."""
+        return self._optimizer.names() | ({self._weights} if self._weights else frozenset())
+
+    def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> State:
+        """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
+        device = torch.device(device)
+        weights = self._build(hparams, seed, device).weights()
+        slots = self._optimizer.slots(weights.params)
+        return _pack(weights, slots, torch.tensor(seed, dtype=torch.int64))
+
+    def step(self, state: State, hparams: HParams, t: int) -> State:
+        """Return the state after the update on the batch of step ``t``.
+
+        A graph is recorded only where gradients are enabled and the state or a hyperparameter
+        requires one; the gradient of the training loss is then differentiable itself.
+        """
+        recording = torch.is_grad_enabled() and any(
+            isinstance(value, Tensor) and value.requires_grad
+            for value in (*state.values(), *hparams.values())
+        )
+        weights, slots, seed = _unpack(state)
+        params = weights.params
+        network = self._network(hparams, seed, params.device)
+        with torch.enable_grad(), seeded(derive(seed, "step", t), params.device):
+            leaf = params if params.requires_grad else params.detach().requires_grad_()
+            batch = self._train.at(seed, t, params.device)
+            output, buffers = network(weights._replace(params=leaf), batch.inputs, training=True)
+            loss = self._training_loss(output, batch, hparams)
+            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=recording)
+        with torch.set_grad_enabled(recording):
+            options = resolve(self._optimizer, hparams, t, network.layout, params)
+            params, slots = self._optimizer.update(params, gradient, slots, options, t)
+        return _pack(Weights(params, weights.frozen, buffers), slots, state["seed"])
+
+    def loss(self, state: State, hparams: HParams) -> Tensor:
+        """Return the validation loss, a 0-dim tensor."""
+        output, target = self._predict(self._validation, state, hparams)
+        return _scalar(self._validation_loss(output, target, hparams))
+
+    def metrics(self, state: State, hparams: HParams) -> dict[str, float]:
+        """Return the metrics on the validation set."""
+        if not self._metrics:
+            return {}
+        with torch.no_grad():
+            return self._measure(*self._predict(self._validation, state, hparams))
+
+    def test_metrics(self, state: State, hparams: HParams) -> dict[str, float]:
+        """Return ``"loss"`` and the metrics on the test set; nothing where there is no test set."""
+        if self._test is None:
+            return {}
+        with torch.no_grad():
+            output, target = self._predict(self._test, state, hparams)
+            loss = _scalar(self._validation_loss(output, target, hparams))
+            return {"loss": float(loss), **self._measure(output, target)}
+
+    def _training_loss(self, output: Any, batch: Batch, hparams: HParams) -> Tensor:
+        loss = self._loss(output, batch.target, hparams)
+        if self._weights is None:
+            return _scalar(loss)
+        weights = _weights_of(self._weights, hparams, self._train.size)
+        return losses.weighted_mean(loss, weights.to(batch.examples.device)[batch.examples])
+
+    def _predict(self, data: Batches, state: State, hparams: HParams) -> tuple[Any, Any]:
+        weights, _, seed = _unpack(state)
+        device = weights.params.device
+        network = self._network(hparams, seed, device)
+        outputs, targets = [], []
+        with seeded(derive(seed, "evaluate"), device):
+            for batch in data.chunks(self._evaluation_batch_size, device):
+                outputs.append(network(weights, batch.inputs, training=False)[0])
+                targets.append(batch.target)
+        if len(outputs) == 1:
+            return outputs[0], targets[0]
+        if not isinstance(outputs[0], Tensor):
+            raise TrainingError(
+                f"A model that returns a {type(outputs[0]).__name__} must be evaluated in one "
+                f"piece: set "
+                f"evaluation_batch_size to {data.size} or more."
+            )
+        return torch.cat(outputs), torch.cat(targets)
+
+    def _measure(self, output: Any, target: Any) -> dict[str, float]:
+        return {name: float(metric(output, target)) for name, metric in self._metrics.items()}
+
+    def _network(self, hparams: HParams, seed: int, device: torch.device) -> Network:
+        for place, seen, network in self._networks:
+            if place == device and agrees(seen, hparams):
+                return network
+        return self._build(hparams, seed, device)
+
+    def _build(self, hparams: HParams, seed: int, device: torch.device) -> Network:
+        """Make the module anew and keep its structure for the steps to come."""
+        reads = Reads(hparams)
+        with seeded(derive(seed, "init"), torch.device("cpu")):
+            module = (
+                copy.deepcopy(self._model)
+                if isinstance(self._model, nn.Module)
+                else self._model(reads)
+            )
+        if not isinstance(module, nn.Module):
+            raise TrainingError(
+                f"The model factory must return an nn.Module, got {type(module).__name__}."
+            )
+        network = Network(module.to(device))
+        others = [
+            entry for entry in self._networks if entry[0] != device or not agrees(entry[1], hparams)
+        ]
+        self._networks = [(device, reads.seen, network), *others][:KEPT_NETWORKS]
+        return network
+
+
+def _pack(weights: Weights, slots: Mapping[str, Tensor], seed: Tensor) -> State:
+    return {
+        "params": weights.params,
+        **{f"frozen/{name}": value for name, value in weights.frozen.items()},
+        **{f"buffer/{name}": value for name, value in weights.buffers.items()},
+        **{f"optimizer/{name}": value for name, value in slots.items()},
+        "seed": seed,
+    }
+
+
+def _unpack(state: State) -> tuple[Weights, dict[str, Tensor], int]:
+    parts: dict[str, dict[str, Tensor]] = {"frozen": {}, "buffer": {}, "optimizer": {}}
+    for key, value in state.items():
+        part, _, name = key.partition("/")
+        if name:
+            parts[part][name] = value
+    weights = Weights(state["params"], parts["frozen"], parts["buffer"])
+    return weights, parts["optimizer"], int(state["seed"])
+
+
+def _steps(steps: int | None, epochs: int | None, steps_per_epoch: int) -> int:
+    if (steps is None) == (epochs is None):
+        raise TrainingError(
+            f"Supervised needs the length of a run: either steps or epochs, got steps={steps} and "
+            f"epochs={epochs}."
+        )
+    length = steps if steps is not None else (epochs or 0) * steps_per_epoch
+    if length < 1:
+        raise TrainingError(f"A run needs at least one step, got steps={steps}, epochs={epochs}.")
+    return length
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TrainingError(
+            f"The loss must return a 0-dim tensor, got {got}. Average over the examples of the "
+            f"batch."
+        )
+    return loss
+
+
+def _weights_of(name: str, hparams: HParams, size: int) -> Tensor:
+    weights = hparams.get(name)
+    if not isinstance(weights, Tensor) or weights.shape != (size,):
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
+        raise TrainingError(
+            f"weights={name!r} must name an Array with one entry for each of the {size} training "
+            f"examples, got {got}."
+        )
+    return weights

@@ -1,0 +1,273 @@
+"""One trial: what a workload sees of it, what comes out of it, and the only code that runs one.
+
+A worker holds no storage. Whatever a trial asks for or records goes over its ``Link``: a direct
+call in the parent's process, a pipe from any other.
+"""
+
+import json
+import math
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from optuna import TrialPruned
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from torch import Tensor
+
+from hyperopt_dl.early_stopping import EarlyStopping
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.training import State, Training, rollout
+
+__all__ = ["Job", "Link", "Outcome", "Trial", "TrialPruned", "Workload", "read_values", "run_trial"]
+
+Choice: TypeAlias = bool | int | float | str | None
+Failure: TypeAlias = Literal["nan", "oom", "exception", "lost", "timeout", "interrupted"]
+LONGEST_ERROR = 4000
+
+
+class Link(Protocol):
+    """What the storage's side does for a trial; each call returns when it is recorded."""
+
+    def suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        """Return the trial's value of a parameter, sampling it at the first call."""
+
+    def report(self, value: float, step: int) -> None:
+        """Record an intermediate value."""
+
+    def should_prune(self) -> bool:
+        """Return whether the pruner would end the trial now."""
+
+    def set_constraint(self, key: str, value: float) -> None:
+        """Record a constraint; at most 0 is feasible."""
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Record a JSON-serializable attribute."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a trial: everything a worker needs beside the workload and the link."""
+
+    number: int
+    params: Mapping[str, Any]
+    seed: int
+    objectives: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    ``values`` has one finite number for each objective if the state is ``"complete"``, else it is
+    ``None``; ``failure`` and ``error`` are set if the state is ``"failed"``.
+    """
+
+    state: Literal["complete", "pruned", "failed"]
+    values: tuple[float, ...] | None = None
+    failure: Failure | None = None
+    error: str = ""
+
+
+class Trial:
+    """A trial as its workload sees it, in whatever process that runs.
+
+    Attributes:
+        number: The trial's number in its study, from 0.
+        params: The hyperparameters by name: all of them where the study has a space, and those
+            suggested so far.
+        seed: The trial's own seed; the same at a second attempt.
+        device: Where to put the model and the data.
+    """
+
+    def __init__(self, job: Job, link: Link, device: torch.device) -> None:
+        self.number = job.number
+        self.params: dict[str, Any] = dict(job.params)
+        self.seed = job.seed
+        self.device = device
+        self._link = link
+
+    def __repr__(self) -> str:
+        return f"Trial(number={self.number}, params={self.params}, device='{self.device}')"
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Suggest a number in ``[low, high]``, as ``optuna.Trial.suggest_float`` does."""
+        return float(self._suggest(name, FloatDistribution(low, high, log=log, step=step)))
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """Suggest an integer in ``[low, high]``, as ``optuna.Trial.suggest_int`` does."""
+        return int(self._suggest(name, IntDistribution(low, high, log=log, step=step)))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Any:
+        """Suggest one of the choices, as ``optuna.Trial.suggest_categorical`` does."""
+        return self._suggest(name, CategoricalDistribution(choices))
+
+    def report(self, value: float, step: int) -> None:
+        """Report an intermediate value (of the same unit as the trial's value) at a step."""
+        self._link.report(_number(value), int(step))
+
+    def should_prune(self) -> bool:
+        """Return whether the study's pruner would stop this trial; then raise ``TrialPruned``."""
+        return self._link.should_prune()
+
+    def set_constraint(self, key: str, value: float) -> None:
+        """Record a constraint of this trial; the trial is feasible where all are at most 0."""
+        self._link.set_constraint(key, float(value))
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Record anything that JSON can hold.
+
+        Raises:
+            TypeError: JSON cannot hold it.
+        """
+        json.dumps(value)
+        self._link.set_user_attr(key, value)
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        self.params[name] = value = self._link.suggest(name, distribution)
+        return value
+
+
+Workload: TypeAlias = Training | Callable[[Trial], Any]
+"""What a study runs: a ``Training``, or a function of a trial that returns a value or several."""
+
+
+def run_trial(workload: Workload, trial: Trial, objectives: int = 1) -> Outcome:
+    """Run a workload once. Whatever happens in it, but for an interrupt, becomes an ``Outcome``."""
+    try:
+        if isinstance(workload, Training):
+            return read_values(_train(workload, trial), objectives)
+        return read_values(workload(trial), objectives)
+    except TrialPruned:
+        return Outcome("pruned")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a library that exits must not end the study
+        return Outcome("failed", failure=_kind(error), error=_describe(error))
+
+
+def read_values(result: Any, objectives: int) -> Outcome:
+    """Read what an objective returned: a number, or one number for each objective.
+
+    Numbers are Python's and NumPy's, and tensors with one element. Anything else, and a number that
+    is not finite, makes the trial a failed one.
+    """
+    several = isinstance(result, Sequence) and not isinstance(result, (str, bytes))
+    parts = list(result) if several else [result]
+    try:
+        values = tuple(_number(part) for part in parts)
+    except (TypeError, ValueError, OverflowError) as error:
+        return Outcome("failed", failure="exception", error=f"The objective returned {error}.")
+    if len(values) != objectives:
+        message = f"The objective must return {objectives} value(s), got {len(values)}: {result!r}."
+        return Outcome("failed", failure="exception", error=message[:LONGEST_ERROR])
+    if not all(math.isfinite(value) for value in values):
+        return Outcome("failed", failure="nan", error=f"The objective returned {values}.")
+    return Outcome("complete", values)
+
+
+class _Report(NamedTuple):
+    """What a run has reached after ``step`` steps."""
+
+    step: int
+    value: float
+    metric: float
+    state: State
+
+
+def _train(training: Training, trial: Trial) -> float:
+    """Run a training, report its loss on the way, and return the loss of the state it ends with."""
+    stopping: EarlyStopping | None = getattr(training, "early_stopping", None)
+    best: _Report | None = None
+    waited = 0
+    for report in _reports(training, trial, "loss" if stopping is None else stopping.metric):
+        trial.report(report.value, report.step)
+        if not math.isfinite(report.value):
+            return report.value
+        if stopping is None or best is None or stopping.improves(report.metric, best.metric):
+            best, waited = report, 0
+        else:
+            waited += 1
+            if waited >= stopping.patience:
+                break
+        if report.step < training.steps and trial.should_prune():
+            raise TrialPruned
+    if best is None:
+        raise TrainingError(f"A training must have at least one step, got steps={training.steps}.")
+    if stopping is not None:
+        trial.set_user_attr("best_step", best.step)
+    for attribute, method in (("metrics", "metrics"), ("test", "test_metrics")):
+        if numbers := _measured(training, method, best.state, trial.params):
+            trial.set_user_attr(attribute, numbers)
+    return best.value
+
+
+def _reports(training: Training, trial: Trial, metric: str) -> Iterator[_Report]:
+    """Run a training without recording a graph and yield where it stands, every so many steps."""
+    every: int = getattr(training, "report_every", training.steps)
+    hparams, state = trial.params, None
+    for start in range(0, training.steps, every):
+        stop = min(start + every, training.steps)
+        with torch.no_grad():
+            state = rollout(
+                training,
+                hparams,
+                seed=trial.seed,
+                device=trial.device,
+                state=state,
+                start=start,
+                stop=stop,
+            )
+            value = float(training.loss(state, hparams))
+            watched = (
+                value
+                if metric == "loss"
+                else _measured(training, "metrics", state, hparams)[metric]
+            )
+        yield _Report(stop, value, watched, state)
+
+
+def _measured(
+    training: Training, method: str, state: State, hparams: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return what an optional method of a training measures; nothing where it has none."""
+    measure = getattr(training, method, None)
+    if measure is None:
+        return {}
+    with torch.no_grad():
+        return {name: float(number) for name, number in measure(state, hparams).items()}
+
+
+def _number(value: Any) -> float:
+    """Return ``value`` as a float; text is no number."""
+    if isinstance(value, (str, bytes)) or value is None:
+        raise TypeError(f"{value!r}, which is no number")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise TypeError(f"a tensor of shape {tuple(value.shape)} where a number belongs")
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{type(value).__name__} {str(value)[:100]}, which is no number") from error
+
+
+def _kind(error: BaseException) -> Failure:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "oom"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "exception"
+
+
+def _describe(error: BaseException) -> str:
+    """Return the traceback, its end if it is long, with the exception itself as the last line."""
+    return "".join(traceback.format_exception(error)).strip()[-LONGEST_ERROR:]
