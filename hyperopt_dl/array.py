@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hyperopt_dl.constraints import Constraint, project_box
 from hyperopt_dl.errors import SpaceError
 from hyperopt_dl.unit import coordinate, interval_from_unit, interval_to_unit
 
-Entries: TypeAlias = float | Tensor | Sequence["Entries"]
+Entries: TypeAlias = float | Tensor | NDArray[Any] | Sequence["Entries"]
 
 _TOLERANCE = 1e-6  # relative; a value that was computed in float32 still satisfies its constraint
 _LONGEST_INIT = 64  # entries that a repr writes out

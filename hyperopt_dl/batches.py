@@ -4,7 +4,7 @@ Step t lies in epoch ``t // steps_per_epoch``; ``(seed, epoch)`` decides the epo
 the examples, and t which stretch of it is the batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,15 +32,14 @@ class Batches:
 
     Args:
         source: A tuple ``(x, ..., y)`` of tensors with one first dimension, a ``TensorDataset``, or
-        an
-            indexable data set of tuples ``(x, ..., y)``.
+            an indexable data set of tuples ``(x, ..., y)``.
         name: What the source is called in an error.
         batch_size: Examples a batch; ``None`` makes every batch the whole set, in order.
         drop_last: Whether an epoch leaves out its last batch when that is smaller than the others.
 
     Raises:
         TrainingError: An empty source, tensors of different lengths, a batch size that does not
-        fit.
+            fit.
     """
 
     def __init__(
@@ -86,17 +85,22 @@ class Batches:
 
     def _take(self, index: Tensor, device: torch.device, *, whole: bool = False) -> Batch:
         if self._in_memory:
-            parts = self._on(device)
-            if not whole:
-                parts = tuple(part[index] for part in parts)
+            # Copies in either case: a model may write into its input.
+            parts = tuple(part.clone() if whole else part[index] for part in self._on(device))
         else:
-            parts = tuple(_to(part, device) for part in _collate(self._source, index.tolist()))
-            if len(parts) < 2:
-                raise TrainingError(
-                    f"An example of {self._name} must be a tuple (input, ..., target), got one of "
-                    f"length {len(parts)}."
-                )
+            parts = tuple(_to(part, device) for part in self._collate(index.tolist()))
         return Batch(parts[:-1], parts[-1], index)
+
+    def _collate(self, index: list[int]) -> Sequence[Any]:
+        fetch = getattr(self._source, "__getitems__", None)
+        examples = fetch(index) if fetch else [self._source[i] for i in index]
+        if not isinstance(examples[0], (tuple, list)) or len(examples[0]) < 2:
+            raise TrainingError(
+                f"An example of {self._name} must be a tuple (input, ..., target), got "
+                f"{_short(examples[0])}."
+            )
+        parts: Sequence[Any] = default_collate(examples)
+        return parts
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._placed:
@@ -124,22 +128,29 @@ class Batches:
         ):
             kinds = [type(part).__name__ for part in source]
             raise TrainingError(
-                f"{name} must be a tuple of tensors (x, y), got {kinds}. Use torch.as_tensor on "
-                f"each."
+                f"{name} must be a tuple of tensors (x, y), got {kinds}. Use torch.as_tensor on each."
             )
-        elif not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        elif not _indexable(source):
             raise TrainingError(
                 f"{name} must be a tuple of tensors (x, y) or a data set with len() and indexing, "
-                f"got "
-                f"{type(source).__name__}. A DataLoader or an iterable data set cannot be replayed "
-                f"by "
-                f"step: give the data set behind it."
+                f"got {type(source).__name__}. A DataLoader or an iterable data set cannot be "
+                f"replayed by step: give the data set behind it."
             )
         else:
             size = len(source)
         if size == 0:
             raise TrainingError(f"{name} must have at least one example, got none.")
         return size
+
+
+def _indexable(source: Any) -> bool:
+    """Return whether this is a data set, and not an array, a dictionary or a text."""
+    return (
+        hasattr(source, "__len__")
+        and hasattr(source, "__getitem__")
+        and not hasattr(source, "ndim")
+        and not isinstance(source, (Mapping, str, bytes))
+    )
 
 
 @lru_cache(maxsize=8)
@@ -151,11 +162,9 @@ def _order(size: int, key: int | None, device: torch.device) -> Tensor:
     return torch.randperm(size, generator=generator).to(device)
 
 
-def _collate(source: Any, index: list[int]) -> Sequence[Any]:
-    fetch = getattr(source, "__getitems__", None)
-    examples = fetch(index) if fetch is not None else [source[i] for i in index]
-    parts: Sequence[Any] = default_collate(examples)
-    return parts
+def _short(example: Any) -> str:
+    kind = type(example).__name__
+    return f"a {kind} of length {len(example)}" if isinstance(example, (tuple, list)) else kind
 
 
 def _to(part: Any, device: torch.device) -> Any:

@@ -71,17 +71,23 @@ class Ledger:
         trial = self.study.ask()
         seed = derive(self._seed, "trial", trial.number)
         _claim(trial, seed)
-        return self._prepare(trial, seed)
+        return self._prepare(TrialLink(trial), seed)
+
+    def again(self, number: int, attempts: int) -> TrialLink:
+        """Return a new link for another attempt at a trial."""
+        self._links[number] = link = self._reopen(number)
+        link.set_user_attr("retries", attempts)
+        return link
 
     def adopt(self, orphan: Orphan) -> tuple[Job, TrialLink] | None:
         """Take up a trial with its parameters and seed; ``None`` if another process was quicker."""
         self._seed_tuner(orphan.number)
-        trial = self._reopen(orphan.number)
+        link = self._reopen(orphan.number)
         seed = derive(self._seed, "trial", orphan.number) if orphan.seed is None else orphan.seed
-        _claim(trial, seed)
+        _claim(link.trial, seed)
         if Lease.read(self.trials()[orphan.number].user_attrs[RUN]) != Lease.here():
             return None
-        return self._prepare(trial, seed)
+        return self._prepare(link, seed)
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """Write an outcome; a trial that another process has finished meanwhile stays as it is."""
@@ -103,7 +109,7 @@ class Ledger:
             StudyError: There is no such trial.
         """
         if number not in self._links:
-            self._links[number] = TrialLink(self._reopen(number))
+            self._links[number] = self._reopen(number)
         return self._links[number]
 
     def orphans(self) -> list[Orphan]:
@@ -143,23 +149,25 @@ class Ledger:
         errors = [trial.user_attrs[ERROR] for trial in trials if ERROR in trial.user_attrs]
         return told + (f"; the last error: {errors[-1].splitlines()[-1]}" if errors else "")
 
-    def _prepare(self, trial: optuna.Trial, seed: int) -> tuple[Job, TrialLink]:
-        self._links[trial.number] = link = TrialLink(trial)
+    def _prepare(self, link: TrialLink, seed: int) -> tuple[Job, TrialLink]:
+        number = link.trial.number
+        self._links[number] = link
         try:
             params = {name: link.suggest(name, d) for name, d in self._distributions.items()}
         except BaseException as error:
             kind: Failure = "exception" if isinstance(error, Exception) else "interrupted"
-            self.tell(trial.number, Outcome("failed", failure=kind, error=repr(error)))
+            self.tell(number, Outcome("failed", failure=kind, error=repr(error)))
             raise
-        return Job(trial.number, params, seed, len(self.study.directions)), link
+        return Job(number, params, seed, len(self.study.directions)), link
 
-    def _reopen(self, number: int) -> optuna.Trial:
+    def _reopen(self, number: int) -> TrialLink:
         study_id = self._storage.get_study_id_from_name(self.study.study_name)
         try:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         except KeyError as error:
             raise StudyError(f"The study has no trial {number}.") from error
-        return optuna.Trial(self.study, trial_id)
+        reported = self._storage.get_trial(trial_id).intermediate_values
+        return TrialLink(optuna.Trial(self.study, trial_id), reported)
 
     def _seed_tuner(self, number: int) -> None:
         if self._reproducible:

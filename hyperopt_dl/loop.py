@@ -41,7 +41,7 @@ class Loop:
         self._limits = limits
         self._callbacks = callbacks
         self._started = 0
-        self._flying: dict[int, TrialLink] = {}
+        self._flying: set[int] = set()
         self._attempts: dict[int, int] = {}
         self._again: deque[tuple[Job, TrialLink]] = deque()
         self._orphans = deque(ledger.orphans())
@@ -52,7 +52,7 @@ class Loop:
         while True:
             while pool.free and (started := self._next()) is not None:
                 job, link = started
-                self._flying[job.number] = link
+                self._flying.add(job.number)
                 pool.submit(job, link)
             self.tally.running = len(self._flying)
             progress.update()
@@ -96,12 +96,11 @@ class Loop:
 
     def _settle(self, finished: Finished, progress: Progress) -> None:
         job, outcome = finished
-        link = self._flying.pop(job.number)
+        self._flying.remove(job.number)
         attempts = self._attempts.get(job.number, 0)
         if outcome.failure == "lost" and attempts < self._limits.retries:
             self._attempts[job.number] = attempts + 1
-            link.set_user_attr("retries", attempts + 1)
-            self._again.append((job, link))
+            self._again.append((job, self._ledger.again(job.number, attempts + 1)))
             return
         self._ledger.tell(job.number, outcome)
         self.tally.ended[outcome.state] += 1

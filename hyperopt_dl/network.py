@@ -3,7 +3,7 @@
 Letters: p the number of trainable entries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -62,9 +62,7 @@ class Network:
         self.layout = tuple((n, q.numel()) for n, q in trainable.items())
         self._sizes = [size for _, size in self.layout]
         self._shapes = [q.shape for q in trainable.values()]
-        self._tied = len(list(module.parameters())) < len(
-            list(module.named_parameters(remove_duplicate=False))
-        )
+        self._tied = _names(module, unique=True) < _names(module, unique=False)
 
     def weights(self) -> Weights:
         """Return copies of the weights that the module holds."""
@@ -102,31 +100,42 @@ class Network:
 
 
 class Reads(Mapping[str, Any]):
-    """Hyperparameters as a model factory sees them, and a record of those that it looked at.
+    """Hyperparameters as a model factory sees them, and a record of what it looked at.
 
     Scalars are plain numbers and arrays are detached: structure is not differentiable.
     """
 
     def __init__(self, hparams: Mapping[str, Any]) -> None:
         self._hparams = hparams
-        self.seen: dict[str, Any] = {}
+        self._seen: dict[str, Any] = {}
+        self._listed: frozenset[str] | None = None
 
     def __getitem__(self, name: str) -> Any:
-        self.seen[name] = value = _plain(self._hparams[name])
+        self._seen[name] = value = _look(self._hparams, name)
+        if value is _ABSENT:
+            raise KeyError(name)
         return value
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
+        self._listed = frozenset(self._hparams)
         return iter(self._hparams)
 
     def __len__(self) -> int:
+        self._listed = frozenset(self._hparams)
         return len(self._hparams)
 
+    def agree(self, hparams: Mapping[str, Any]) -> bool:
+        """Return whether the factory would have seen the same in ``hparams``."""
+        return self._listed in (None, frozenset(hparams)) and all(
+            _same(value, _look(hparams, name)) for name, value in self._seen.items()
+        )
 
-def agrees(seen: Mapping[str, Any], hparams: Mapping[str, Any]) -> bool:
-    """Return whether a factory that saw ``seen`` would see the same in ``hparams``."""
-    return all(
-        name in hparams and _same(value, _plain(hparams[name])) for name, value in seen.items()
-    )
+
+_ABSENT = object()
+
+
+def _look(hparams: Mapping[str, Any], name: str) -> Any:
+    return _plain(hparams[name]) if name in hparams else _ABSENT
 
 
 def _plain(value: Any) -> Any:
@@ -139,3 +148,9 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     return type(a) is type(b) and bool(a == b)
+
+
+def _names(module: nn.Module, *, unique: bool) -> int:
+    """Return how many names the module's tensors have; ``unique`` counts a shared tensor once."""
+    parameters = module.named_parameters(remove_duplicate=unique)
+    return sum(1 for _ in parameters) + sum(1 for _ in module.named_buffers(remove_duplicate=unique))

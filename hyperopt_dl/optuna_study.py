@@ -1,7 +1,7 @@
 """An Optuna study and its trials, as this package uses them: by their public face alone."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import optuna
@@ -38,10 +38,16 @@ class StoppableStudy(optuna.Study):
 
 
 class TrialLink:
-    """A trial's link to the storage, for a workload in this process or one behind a pipe."""
+    """A trial's link to the storage, for a workload in this process or one behind a pipe.
 
-    def __init__(self, trial: optuna.Trial) -> None:
+    Args:
+        trial: The live trial.
+        reported: Steps that an earlier attempt has reported; a later one repeats its numbers.
+    """
+
+    def __init__(self, trial: optuna.Trial, reported: Collection[int] = ()) -> None:
         self.trial = trial
+        self._reported = frozenset(reported)
 
     def suggest(self, name: str, distribution: BaseDistribution) -> Any:
         """Return the trial's value of a parameter, sampling it at the first call."""
@@ -56,7 +62,8 @@ class TrialLink:
 
     def report(self, value: float, step: int) -> None:
         """Record an intermediate value."""
-        self.trial.report(value, step)
+        if step not in self._reported:
+            self.trial.report(value, step)
 
     def should_prune(self) -> bool:
         """Return whether the pruner would end the trial now."""

@@ -5,6 +5,7 @@ same path gives the same numbers in any order, in any process, and when a step i
 """
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,9 +16,10 @@ def derive(seed: int, *path: int | str) -> int:
     """Return the seed that belongs to ``path`` below ``seed``, a number in ``[0, 2**63)``.
 
     A hash, not a sum: neighbouring seeds and neighbouring paths give unrelated numbers, the same on
-    every machine and in every version of Python.
+    every machine and in every version of Python. NumPy's integers count as Python's.
     """
-    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
+    parts = tuple(part if isinstance(part, str) else operator.index(part) for part in (seed, *path))
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -2,11 +2,12 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, overload
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hyperopt_dl.errors import StudyError
@@ -276,7 +277,11 @@ class Study:
 def _check(space: Space | None, tuner: object, pruner: object, directions: Sequence[str]) -> None:
     if not isinstance(tuner, BaseSampler):
         raise StudyError(
-            f"tuner must be a sampler object, such as optuna.samplers.TPESampler(), got {tuner!r}."
+            f"tuner must be a sampler object such as optuna.samplers.TPESampler(), got {tuner!r}."
+        )
+    if isinstance(tuner, CmaEsSampler) and find_spec("cmaes") is None:
+        raise StudyError(
+            "CmaEsSampler needs the package cmaes. Install it: pip install 'hyperopt_dl[cmaes]'"
         )
     if pruner is not None and not isinstance(pruner, BasePruner):
         raise StudyError(
