@@ -6,6 +6,7 @@ the examples, and t which stretch of it is the batch.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -51,7 +52,9 @@ class Batches:
         )
         self._name = name
         self.size = self._count()
-        if batch_size is not None and not 1 <= batch_size <= self.size:
+        if batch_size is not None and not (
+            isinstance(batch_size, Integral) and 1 <= batch_size <= self.size
+        ):
             raise TrainingError(
                 f"batch_size must lie between 1 and the {self.size} examples of {name}, "
                 f"got {batch_size}. None takes the whole set at every step."
@@ -128,7 +131,8 @@ class Batches:
         ):
             kinds = [type(part).__name__ for part in source]
             raise TrainingError(
-                f"{name} must be a tuple of tensors (x, y), got {kinds}. Use torch.as_tensor on each."
+                f"{name} must be a tuple of tensors (x, y), got {kinds}. Use torch.as_tensor on "
+                f"each."
             )
         elif not _indexable(source):
             raise TrainingError(

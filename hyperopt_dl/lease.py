@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Lease:
 
     def write(self) -> dict[str, Any]:
         """Return the lease as a record for JSON."""
-        return asdict(self)
+        return dict(vars(self))
 
     def expired(self) -> bool:
         """Return whether the process is certainly gone.

@@ -92,15 +92,17 @@ class Ledger:
     def tell(self, number: int, outcome: Outcome) -> None:
         """Write an outcome; a trial that another process has finished meanwhile stays as it is."""
         link = self.link(number)
-        self._links.pop(number, None)
+        del self._links[number]
+        if self.trials()[number].state.is_finished():
+            return
         if outcome.state == "failed":
             link.set_user_attr(FAILURE, outcome.failure)
             link.set_user_attr(ERROR, outcome.error)
-            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+            self.study.tell(number, state=TrialState.FAIL)
         elif outcome.state == "pruned":
-            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+            self.study.tell(number, state=TrialState.PRUNED)
         else:
-            self.study.tell(number, outcome.values, skip_if_finished=True)
+            self.study.tell(number, outcome.values)
 
     def link(self, number: int) -> TrialLink:
         """Return the link of a trial, in whatever process it was asked for.

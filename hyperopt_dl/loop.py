@@ -15,7 +15,7 @@ from hyperopt_dl.optuna_study import TrialLink
 from hyperopt_dl.progress import Progress, Tally
 from hyperopt_dl.trial import Job, Outcome
 
-Callback = Callable[[optuna.Study, FrozenTrial], None]
+Callback = Callable[[optuna.Study, FrozenTrial], object]
 _logger = logging.getLogger(__name__)
 
 
@@ -54,7 +54,7 @@ class Loop:
                 job, link = started
                 self._flying.add(job.number)
                 pool.submit(job, link)
-            self.tally.running = len(self._flying)
+            self.tally.running = len(self._flying) - len(self._again)
             progress.update()
             if not self._flying and (pool.free or not self._may_start()):
                 return
@@ -63,7 +63,7 @@ class Loop:
 
     def give_up(self) -> None:
         """Record as interrupted what an interrupt or an error has cut off."""
-        for number in [*self._flying, *(job.number for job, _ in self._again)]:
+        for number in self._flying:
             outcome = Outcome("failed", failure="interrupted", error="The study was interrupted.")
             self._ledger.tell(number, outcome)
 
@@ -96,13 +96,13 @@ class Loop:
 
     def _settle(self, finished: Finished, progress: Progress) -> None:
         job, outcome = finished
-        self._flying.remove(job.number)
         attempts = self._attempts.get(job.number, 0)
         if outcome.failure == "lost" and attempts < self._limits.retries:
             self._attempts[job.number] = attempts + 1
             self._again.append((job, self._ledger.again(job.number, attempts + 1)))
             return
         self._ledger.tell(job.number, outcome)
+        self._flying.remove(job.number)
         self.tally.ended[outcome.state] += 1
         if outcome.state == "failed":
             _logger.info("Trial %d failed (%s): %s", job.number, outcome.failure, outcome.error)

@@ -124,6 +124,10 @@ class Reads(Mapping[str, Any]):
         self._listed = frozenset(self._hparams)
         return len(self._hparams)
 
+    def turn_to(self, hparams: Mapping[str, Any]) -> None:
+        """Answer from these hyperparameters now: a model may look when it is called."""
+        self._hparams = hparams
+
     def agree(self, hparams: Mapping[str, Any]) -> bool:
         """Return whether the factory would have seen the same in ``hparams``."""
         return self._listed in (None, frozenset(hparams)) and all(
@@ -153,4 +157,6 @@ def _same(a: Any, b: Any) -> bool:
 def _names(module: nn.Module, *, unique: bool) -> int:
     """Return how many names the module's tensors have; ``unique`` counts a shared tensor once."""
     parameters = module.named_parameters(remove_duplicate=unique)
-    return sum(1 for _ in parameters) + sum(1 for _ in module.named_buffers(remove_duplicate=unique))
+    return sum(1 for _ in parameters) + sum(
+        1 for _ in module.named_buffers(remove_duplicate=unique)
+    )

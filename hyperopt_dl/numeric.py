@@ -45,7 +45,7 @@ class Float:
         high: the largest value, >= low.
         log: search log(value) evenly; needs low > 0.
         step: keep to ``low + k * step``; must divide high - low, and excludes `log`.
-        init: where a search starts, or None to leave that to the tuner.
+        init: the value in `Space.defaults`, which `Study.enqueue` can run first; None for no such.
 
     Raises:
         SpaceError: if these do not describe a set of numbers.
@@ -95,7 +95,7 @@ class Float:
 
     @property
     def differentiable(self) -> bool:
-        """Whether the unit map carries gradients: only without a step."""
+        """Whether the unit map carries gradients, which it does only without a step."""
         return self.step is None
 
     def contains(self, value: object) -> bool:
@@ -171,7 +171,7 @@ class Int:
         high: the largest value, >= low.
         log: search log(value) evenly; needs low >= 1.
         step: keep to ``low + k * step``; must divide high - low, and be 1 with `log`.
-        init: where a search starts, or None to leave that to the tuner.
+        init: the value in `Space.defaults`, which `Study.enqueue` can run first; None for no such.
 
     Raises:
         SpaceError: if these do not describe a set of whole numbers, or go beyond 2**40.

@@ -15,7 +15,6 @@ from optuna.distributions import (
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 
 from hyperopt_dl.errors import StudyError
 
@@ -82,31 +81,46 @@ def open_study(
     storage: BaseStorage,
     *,
     name: str | None,
-    directions: Sequence[Direction],
+    directions: Sequence[Direction] | None,
     sampler: BaseSampler,
     pruner: BasePruner | None,
 ) -> StoppableStudy:
-    """Create a study, or open the one of that name.
+    """Open the study of that name, or create it; ``directions`` ``None`` accepts what is stored.
 
     Raises:
         StudyError: The stored study has other directions.
     """
+    if name is None or not _exists(storage, name):
+        name = _create(storage, name, directions or ["minimize"])
+    study = StoppableStudy(name, storage, sampler, pruner)
+    stored = [direction.name.lower() for direction in study.directions]
+    if directions is not None and stored != list(directions):
+        raise StudyError(
+            f"The stored study {name!r} has the directions {stored}, the call says "
+            f"{list(directions)}. Use those, or another name."
+        )
+    return study
+
+
+def _exists(storage: BaseStorage, name: str) -> bool:
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _create(storage: BaseStorage, name: str | None, directions: Sequence[Direction]) -> str:
+    """Create a study without a word, and return its name; another process may have just done so."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        created = optuna.create_study(
+        study = optuna.create_study(
             storage=storage, study_name=name, directions=directions, load_if_exists=True
         )
     finally:
         optuna.logging.set_verbosity(verbosity)
-    wanted = [StudyDirection[direction.upper()] for direction in directions]
-    if created.directions != wanted:
-        stored = [direction.name.lower() for direction in created.directions]
-        raise StudyError(
-            f"The stored study {created.study_name!r} has the directions {stored}, the call says "
-            f"{list(directions)}. Use those, or another name."
-        )
-    return StoppableStudy(created.study_name, storage, sampler, pruner)
+    return study.study_name
 
 
 def check_compatible(study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:

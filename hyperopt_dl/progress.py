@@ -41,7 +41,7 @@ class Tally:
             f"{self.ended['failed']} failed",
             f"{self.ended['pruned']} pruned",
             f"best {self.best}",
-            f"{60 * done / seconds:.1f} trials/min",
+            f"{60 * done / seconds:.1f}/min",
         ]
         left = self._seconds_left(done, seconds)
         return " · ".join(parts + ([f"{_duration(left)} left"] if left is not None else []))

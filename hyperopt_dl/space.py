@@ -109,7 +109,7 @@ class Space(Mapping[str, Dimension]):
 
     @property
     def size(self) -> int:
-        """The number of unit coordinates: one for a scalar, one for each entry of an Array."""
+        """The number of unit coordinates, one for a scalar and one for each entry of an Array."""
         return sum(dimension.size for dimension in self.values())
 
     @property
@@ -119,7 +119,7 @@ class Space(Mapping[str, Dimension]):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Where a search starts: the `init` of every scalar that has one, and of every Array.
+        """Where a search may start, which is the `init` of every scalar that has one and every Array.
 
         An Array, which always has one, gives a float64 tensor of its shape.
         """
@@ -142,7 +142,7 @@ class Space(Mapping[str, Dimension]):
             if isinstance(dimension, Array):
                 raise SpaceError(
                     f"Optuna distributions exist for Float, Int and Categorical only, got the "
-                    f"Array {name!r}. Tune it with Hypergradient, or leave it out of the space."
+                    f"Array {name!r}. Leave it out of the space, or differentiate a rollout in it."
                 )
             distributions[name] = dimension.distribution
         return distributions
@@ -196,7 +196,7 @@ class Space(Mapping[str, Dimension]):
             u: a floating tensor of shape [size].
 
         Returns:
-            Values by name: for a Float a 0-dim tensor and for an Array one of its shape, of `u`'s
+            Values by name. For a Float a 0-dim tensor and for an Array one of its shape, of `u`'s
             dtype and differentiable in it; for an Int an int; for a Categorical the choice.
 
         Raises:

@@ -31,13 +31,15 @@ class Study:
         tuner: Any Optuna sampler; ``None`` is Optuna's TPE.
         storage: ``None`` (memory), a path (a journal file), a database URL, or an Optuna storage. A
             study that is there already is continued.
-        name: The study's name in the storage; ``None`` is a file's stem, else a name that Optuna
-        makes. direction: ``"minimize"`` or ``"maximize"``, for one objective. directions: One for
-        each objective, in place of ``direction``. pruner: An Optuna pruner; ``None`` is Optuna's
-        default, the median pruner. seed: Fixes each trial's seed and everything that the tuner
-        draws, whatever seed it has of its
-            own: a study that is interrupted and resumed proposes what it would have proposed
-            without. ``None`` leaves the tuner's generators alone.
+        name: The study's name in the storage; ``None`` is a file's stem, else Optuna makes one up.
+        direction: ``"minimize"`` or ``"maximize"``, for one objective; ``None`` is what a stored
+            study has, and ``"minimize"`` for a new one.
+        directions: One for each objective, in place of ``direction``.
+        pruner: An Optuna pruner; ``None`` is Optuna's default, the median pruner.
+        seed: Fixes each trial's seed and all that the tuner draws from NumPy's generators, whatever
+            seed it has of its own: a study that is interrupted and resumed proposes what it would
+            have proposed without. (A scrambled ``QMCSampler`` draws its scrambling when it is made:
+            give it a seed of its own.) ``None`` leaves the tuner's generators alone.
 
     Raises:
         StudyError: The stored study does not fit, or an argument is none of these.
@@ -50,20 +52,20 @@ class Study:
         tuner: BaseSampler | None = None,
         storage: Storage = None,
         name: str | None = None,
-        direction: Direction = "minimize",
+        direction: Direction | None = None,
         directions: Sequence[Direction] | None = None,
         pruner: BasePruner | None = None,
         seed: int | None = None,
     ) -> None:
         self.space = None if space is None else space if isinstance(space, Space) else Space(space)
         tuner = TPESampler() if tuner is None else tuner
-        directions = [direction] if directions is None else list(directions)
-        _check(self.space, tuner, pruner, directions)
+        wanted = [direction] if directions is None and direction is not None else directions
+        _check(self.space, tuner, pruner, wanted)
         opened = open_storage(storage)
         study = open_study(
             opened,
             name=name or default_name(storage),
-            directions=directions,
+            directions=wanted,
             sampler=tuner,
             pruner=pruner,
         )
@@ -85,7 +87,7 @@ class Study:
 
     @property
     def optuna(self) -> optuna.Study:
-        """The Optuna study itself: every plot, the dashboard and the command line work on it."""
+        """The Optuna study itself, on which every plot, the dashboard and the command line work."""
         return self._optuna
 
     @property
@@ -213,9 +215,8 @@ class Study:
         Raises:
             StudyError: The workload, the space and the limits do not go together.
             ExecutorError: The workload cannot reach the workers.
-            KeyboardInterrupt: Ctrl-C; trials in flight are FAIL with the failure ``"interrupted"``,
-            and
-                do not count towards ``total_trials``.
+            KeyboardInterrupt: Ctrl-C; trials in flight are FAIL with the failure
+                ``"interrupted"``, and do not count towards ``total_trials``.
         """
         self._check_run(workload, n_trials, total_trials, retries)
         limits = Limits(n_trials, total_trials, timeout, retries)
@@ -274,7 +275,9 @@ class Study:
             )
 
 
-def _check(space: Space | None, tuner: object, pruner: object, directions: Sequence[str]) -> None:
+def _check(
+    space: Space | None, tuner: object, pruner: object, directions: Sequence[str] | None
+) -> None:
     if not isinstance(tuner, BaseSampler):
         raise StudyError(
             f"tuner must be a sampler object such as optuna.samplers.TPESampler(), got {tuner!r}."
@@ -288,8 +291,9 @@ def _check(space: Space | None, tuner: object, pruner: object, directions: Seque
             f"pruner must be a pruner object, such as optuna.pruners.MedianPruner(), got "
             f"{pruner!r}."
         )
-    if not directions or any(d not in ("minimize", "maximize") for d in directions):
-        raise StudyError(f"A direction must be 'minimize' or 'maximize', got {list(directions)}.")
+    unknown = directions is not None and set(directions) - {"minimize", "maximize"}
+    if unknown or directions == []:
+        raise StudyError(f"A direction must be 'minimize' or 'maximize', got {directions}.")
     if space is not None and space.arrays:
         raise StudyError(
             f"{type(tuner).__name__} proposes single numbers and choices, it cannot propose the "

@@ -5,6 +5,7 @@ Letters: t the step; p the number of trainable parameters; N the number of train
 
 import copy
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hyperopt_dl import losses
 from hyperopt_dl.batches import Batch, Batches, Source
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Network, Reads, Weights, agrees
+from hyperopt_dl.network import Network, Reads, Weights
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.resolve import resolve
 from hyperopt_dl.seeds import derive, seeded
@@ -42,9 +43,8 @@ class Supervised:
         loss: ``loss(output, target)`` or ``loss(output, target, hp)``, a 0-dim tensor.
         optimizer: A twin from ``hyperopt_dl.optimizers``.
         train: ``(x, ..., y)`` tensors, or an indexable data set of such tuples; the last entry is
-        the
-            target, the others are the model's positional arguments. Tensors keep their dtype and
-            are moved to the run's device once.
+            the target, the others are the model's positional arguments. Tensors keep their dtype
+            and are moved to the run's device once.
         validation: The same; the trial's value and the outer objective come from it.
         test: The same, or ``None``; looked at once, when a trial ends, and never used for a choice.
         steps: The number of optimizer steps. Give this or ``epochs``.
@@ -58,9 +58,11 @@ class Supervised:
         validation_loss: The outer objective, where it differs from ``loss``. Give it when ``loss``
             depends on hyperparameters: else they can lower the objective without a better network.
         report_every: Steps between two reports of the validation loss; ``None`` is a tenth of the
-        run. early_stopping: When a trial may end before its last step. evaluation_batch_size:
-        Examples that pass through the model at once in an evaluation; outputs
-            are joined before the loss and the metrics are taken, so it changes memory, not numbers.
+            run.
+        early_stopping: When a trial may end before its last step.
+        evaluation_batch_size: Examples that pass through the model at once in an evaluation;
+            outputs are joined before the loss and the metrics are taken, so it changes memory, not
+            numbers.
 
     Raises:
         TrainingError: Anything of this that cannot be, named.
@@ -96,28 +98,32 @@ class Supervised:
                 f"optimizer must be a twin such as hyperopt_dl.optimizers.SGD(lr='lr'), got "
                 f"{type(optimizer).__name__}. torch.optim writes in place and cannot be replayed."
             )
+        if not (weights is None or isinstance(weights, str)):
+            raise TrainingError(
+                f"weights must be the name of a hyperparameter, got {type(weights).__name__}. "
+                f"Pass the weights as that hyperparameter's value."
+            )
         self._model = model
         self._optimizer = optimizer
         self._weights = weights
         self._loss = losses.with_hparams(losses.per_example(loss) if weights else loss)
         self._validation_loss = losses.with_hparams(validation_loss or loss)
         self._metrics = dict(metrics or {})
-        self._evaluation_batch_size = evaluation_batch_size
+        self._evaluation_batch_size = _positive("evaluation_batch_size", evaluation_batch_size)
         self._train = Batches(train, name="train", batch_size=batch_size, drop_last=drop_last)
         self._validation = Batches(validation, name="validation")
         self._test = None if test is None else Batches(test, name="test")
         self.steps = _steps(steps, epochs, self._train.steps_per_epoch)
-        self.report_every = max(1, self.steps // 10) if report_every is None else report_every
+        self.report_every = _positive(
+            "report_every", max(1, self.steps // 10) if report_every is None else report_every
+        )
         self.early_stopping = early_stopping
-        self._networks: list[tuple[torch.device, Mapping[str, Any], Network]] = []
-        if self.report_every < 1:
-            raise TrainingError(f"report_every must be at least 1 step, got {report_every}.")
+        self._networks: list[tuple[torch.device, Reads, Network]] = []
         known = {"loss", *self._metrics}
         if early_stopping is not None and early_stopping.metric not in known:
             raise TrainingError(
                 f"EarlyStopping must watch one of {sorted(known)}, got {early_stopping.metric!r}. "
-                f"Add it "
-                f"to metrics=."
+                f"Add it to metrics=."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,8 +207,7 @@ class Supervised:
         if not isinstance(outputs[0], Tensor):
             raise TrainingError(
                 f"A model that returns a {type(outputs[0]).__name__} must be evaluated in one "
-                f"piece: set "
-                f"evaluation_batch_size to {data.size} or more."
+                f"piece: set evaluation_batch_size to {data.size} or more."
             )
         return torch.cat(outputs), torch.cat(targets)
 
@@ -210,8 +215,9 @@ class Supervised:
         return {name: float(metric(output, target)) for name, metric in self._metrics.items()}
 
     def _network(self, hparams: HParams, seed: int, device: torch.device) -> Network:
-        for place, seen, network in self._networks:
-            if place == device and agrees(seen, hparams):
+        for place, reads, network in self._networks:
+            if place == device and reads.agree(hparams):
+                reads.turn_to(hparams)
                 return network
         return self._build(hparams, seed, device)
 
@@ -230,9 +236,9 @@ class Supervised:
             )
         network = Network(module.to(device))
         others = [
-            entry for entry in self._networks if entry[0] != device or not agrees(entry[1], hparams)
+            entry for entry in self._networks if entry[0] != device or not entry[1].agree(hparams)
         ]
-        self._networks = [(device, reads.seen, network), *others][:KEPT_NETWORKS]
+        self._networks = [(device, reads, network), *others][:KEPT_NETWORKS]
         return network
 
 
@@ -262,10 +268,15 @@ def _steps(steps: int | None, epochs: int | None, steps_per_epoch: int) -> int:
             f"Supervised needs the length of a run: either steps or epochs, got steps={steps} and "
             f"epochs={epochs}."
         )
-    length = steps if steps is not None else (epochs or 0) * steps_per_epoch
-    if length < 1:
-        raise TrainingError(f"A run needs at least one step, got steps={steps}, epochs={epochs}.")
-    return length
+    if steps is not None:
+        return _positive("steps", steps)
+    return _positive("epochs", epochs) * steps_per_epoch
+
+
+def _positive(name: str, count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise TrainingError(f"{name} must be a whole number of at least 1, got {count!r}.")
+    return int(count)
 
 
 def _scalar(loss: Tensor) -> Tensor:

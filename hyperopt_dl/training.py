@@ -13,9 +13,7 @@ State: TypeAlias = dict[str, Tensor]
 """What a run carries from one step to the next: parameters, optimizer slots, buffers, its seed."""
 
 HParams: TypeAlias = Mapping[str, Any]
-"""Hyperparameters by name: numbers and choices, or tensors (0-dim for a scalar) where a derivative
-is
-wanted."""
+"""Hyperparameters by name: numbers and choices, or tensors where a derivative is wanted."""
 
 
 @runtime_checkable

@@ -495,6 +495,12 @@ def test_a_stored_study_keeps_its_direction(tmp_path: Path) -> None:
         hd.Study(SPACE, storage=tmp_path / "a.log", direction="maximize")
 
 
+def test_a_stored_study_is_opened_without_saying_its_direction(tmp_path: Path) -> None:
+    hd.Study(SPACE, storage=tmp_path / "a.log", direction="maximize")
+    study = hd.Study(storage=tmp_path / "a.log")
+    assert [direction.name for direction in study.optuna.directions] == ["MAXIMIZE"]
+
+
 def test_a_stored_study_keeps_the_choices_of_a_dimension(tmp_path: Path) -> None:
     run(hd.Study(SPACE, storage=tmp_path / "a.log"), bowl, 1)
     other = hd.Space(x=hd.Float(2.0, 6.0), n=hd.Int(1, 9), kind=hd.Categorical(["a", "c"]))

@@ -12,8 +12,7 @@ from hyperopt_dl.errors import ExecutorError
 class Slot(NamedTuple):
     """A place for one worker.
 
-    ``visible`` is the worker's ``CUDA_VISIBLE_DEVICES``; ``device`` the device as the worker sees
-    it.
+    ``visible`` is the worker's ``CUDA_VISIBLE_DEVICES``, ``device`` its name in the worker.
     """
 
     visible: str

@@ -30,9 +30,8 @@ TICK = 0.1
 GRACE = 2.0
 """Seconds that a worker gets to end by itself before it is killed."""
 PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from hyperopt_dl.executors.worker import main; "
-    "main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))"
+    "import json, sys; arguments, sys.path[:], sys.argv[:] = json.loads(sys.argv[1]); "
+    "from hyperopt_dl.executors.worker import main; main(*arguments)"
 )
 
 
@@ -218,7 +217,7 @@ class ProcessPool:
         ours, theirs = Pipe()
         descriptors = (theirs.fileno(), self._workload.fileno())
         threads = str(self._threads)
-        arguments = [json.dumps(sys.path), *map(str, descriptors), slot.device, threads]
+        arguments = (*descriptors, slot.device, self._threads)
         names = (
             "OMP_NUM_THREADS",
             "MKL_NUM_THREADS",
@@ -226,7 +225,7 @@ class ProcessPool:
             "NUMEXPR_NUM_THREADS",
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
+            [sys.executable, "-c", PROGRAM, json.dumps([arguments, sys.path, sys.argv])],
             stdin=subprocess.PIPE,
             pass_fds=descriptors,
             env={

@@ -40,7 +40,7 @@ class SGD:
             comes without momentum or with dampening.
 
     Example:
-        >>> SGD(lr="lr", momentum=0.9, groups={"*.bias": {"weight_decay": 0.0}})
+        >>> optimizer = SGD(lr="lr", momentum=0.9, groups={"*.bias": {"weight_decay": 0.0}})
     """
 
     lr: Option = 1e-3

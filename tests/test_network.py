@@ -1,0 +1,181 @@
+"""A module as a function of one flat vector, against the module itself."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.network import Network, Reads
+
+
+def net() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 2))
+
+
+def inputs() -> Tensor:
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_layout_names_the_trainable_parameters_in_the_order_of_the_module() -> None:
+    module = net()
+    module.get_parameter("1.weight").requires_grad_(False)
+    assert Network(module).layout == (
+        ("0.weight", 12),
+        ("0.bias", 3),
+        ("1.bias", 3),
+        ("3.weight", 6),
+        ("3.bias", 2),
+    )
+
+
+def test_a_shared_parameter_is_laid_out_once() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    assert Network(module).layout == (("0.weight", 9), ("0.bias", 3), ("1.bias", 3))
+
+
+def test_weights_are_copies_of_those_of_the_module() -> None:
+    module = net()
+    module.get_parameter("3.bias").requires_grad_(False)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    weights = Network(module).weights()
+    for tensor in (weights.params, *weights.frozen.values(), *weights.buffers.values()):
+        tensor.zero_()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert weights.frozen.keys() == {"3.bias"}
+    assert weights.buffers.keys() == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+def test_unflattening_gives_views_in_the_shapes_of_the_module() -> None:
+    module = net()
+    network = Network(module)
+    params = network.weights().params
+    named = network.unflatten(params)
+    for name, value in module.named_parameters():
+        assert torch.equal(named[name], value)
+        assert named[name].untyped_storage().data_ptr() == params.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_call_gives_the_output_of_the_module(training: bool) -> None:
+    module, network = net(), Network(net())
+    module.train(training)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = module(inputs())
+        torch.manual_seed(3)
+        output, _ = network(network.weights(), (inputs(),), training=training)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_call_gives_the_buffers_of_the_module_after_it(training: bool) -> None:
+    module, network = net().train(training), Network(net())
+    module(inputs())
+    weights = network.weights()
+    _, buffers = network(weights, (inputs(),), training=training)
+    assert dict(module.named_buffers()).keys() == buffers.keys()
+    for name, value in module.named_buffers():
+        torch.testing.assert_close(buffers[name], value, rtol=0, atol=0)
+    assert (int(buffers["1.num_batches_tracked"]) == 1) is training
+    assert int(weights.buffers["1.num_batches_tracked"]) == 0
+
+
+def test_a_call_uses_the_weights_that_it_is_given() -> None:
+    network = Network(net())
+    weights = network.weights()
+    zero = weights._replace(params=torch.zeros_like(weights.params))
+    output, _ = network(zero, (inputs(),), training=False)
+    assert torch.equal(output, torch.zeros(6, 2))
+
+
+def test_the_gradient_of_a_frozen_parameter_is_not_taken() -> None:
+    module = net()
+    module.get_parameter("0.weight").requires_grad_(False)
+    network = Network(module)
+    weights = network.weights()
+    leaf = weights.params.requires_grad_()
+    output, _ = network(weights, (inputs(),), training=False)
+    (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
+    assert gradient.shape == (3 + 3 + 3 + 6 + 2,)
+    assert not weights.frozen["0.weight"].requires_grad
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(3), nn.ReLU())
+
+
+def mixed() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+
+
+def all_frozen() -> nn.Module:
+    return nn.Linear(2, 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "fragment"),
+    [
+        (nn.ReLU, "a parameter that requires a gradient, ReLU has none"),
+        (all_frozen, "a parameter that requires a gradient, Linear has none"),
+        (lazy, "must have shapes, ['0.weight', '0.bias'] have none yet"),
+        (mixed, "share one floating dtype, got ['torch.float32', 'torch.float64']"),
+    ],
+)
+def test_a_module_that_is_no_function_of_a_flat_vector_is_an_error(
+    make: Any, fragment: str
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        Network(make())
+    assert fragment in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------- reads
+
+
+@pytest.mark.parametrize(
+    ("look", "then", "agree"),
+    [
+        (lambda hp: hp["a"], {"a": 1, "b": 9}, True),
+        (lambda hp: hp["a"], {"a": 2, "b": 2}, False),
+        (lambda hp: hp["a"], {"a": 1.0, "b": 2}, False),
+        (lambda hp: hp["a"], {"a": torch.tensor(1), "b": 2}, True),
+        (lambda hp: hp["a"], {"b": 2}, False),
+        (lambda hp: None, {}, True),
+        (lambda hp: hp.get("c"), {"a": 1, "b": 2, "d": 3}, True),
+        (lambda hp: hp.get("c"), {"a": 1, "b": 2, "c": None}, False),
+        (lambda hp: "c" in hp, {"a": 1, "b": 2, "c": 3}, False),
+        (list, {"b": 3, "a": 3}, True),
+        (list, {"a": 1, "b": 2, "c": 3}, False),
+        (len, {"a": 1}, False),
+        (dict, {"a": 1, "b": 2}, True),
+        (dict, {"a": 1, "b": 3}, False),
+        (lambda hp: hp["w"], {"w": torch.tensor([1.0, 2.0])}, True),
+        (lambda hp: hp["w"], {"w": torch.tensor([1.0, 2.5])}, False),
+        (lambda hp: hp["w"], {"w": torch.tensor(1.0)}, False),
+    ],
+)
+def test_reads_agree_with_hyperparameters_in_which_they_would_see_the_same(
+    look: Any, then: dict[str, Any], agree: bool
+) -> None:
+    first: dict[str, Any] = {"a": 1, "b": 2}
+    reads = Reads({"w": torch.tensor([1.0, 2.0])} if "w" in then else first)
+    look(reads)
+    assert reads.agree(then) is agree
+
+
+def test_reads_are_a_mapping_of_the_hyperparameters() -> None:
+    reads = Reads({"a": torch.tensor(1.5), "b": "relu"})
+    assert {**reads} == {"a": 1.5, "b": "relu"}
+    assert reads.get("c", 7) == 7
+    assert len(reads) == 2
+
+
+def test_a_missing_hyperparameter_is_a_key_error_that_names_it() -> None:
+    with pytest.raises(KeyError, match="hidden"):
+        Reads({"a": 1})["hidden"]

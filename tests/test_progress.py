@@ -1,0 +1,77 @@
+"""What a person sees."""
+
+import io
+import sys
+from collections import Counter
+
+import pytest
+
+import hyperopt_dl as hd
+from hyperopt_dl.progress import Progress, Tally
+
+
+def test_the_line_has_every_count_and_the_time_left() -> None:
+    ended = Counter({"complete": 10, "failed": 3, "pruned": 2})
+    tally = Tally(target=60, running=4, ended=ended, best="0.25", start=100.0)
+    assert tally.line(now=190.0) == (
+        "15/60 trials · 4 running · 3 failed · 2 pruned · best 0.25 · 10.0/min · 4:30 left"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "timeout", "left"),
+    [
+        (None, None, None),
+        (None, 7200.0, "1:58:20"),
+        (40, 7200.0, "5:00"),
+        (4000, 7200.0, "1:58:20"),
+    ],
+)
+def test_the_time_left_is_that_of_the_nearer_limit(
+    target: int | None, timeout: float | None, left: str | None
+) -> None:
+    ended = Counter({"complete": 10})
+    line = Tally(target=target, timeout=timeout, ended=ended, start=0.0).line(now=100.0)
+    assert line.endswith(f"{left} left" if left else "/min")
+
+
+def study() -> hd.Study:
+    return hd.Study(hd.Space(x=hd.Float(1.0, 2.0)), seed=0)
+
+
+def objective(trial: hd.Trial) -> float:
+    if trial.number == 1:
+        raise ValueError("first\nlast line [bold]")
+    return 1.5
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    study().optimize(objective, 3)
+    out, error = capsys.readouterr()
+    lines = error.splitlines()
+    assert out == ""
+    assert "trial 1 failed (exception): last line [bold]" in lines
+    assert lines[-1].startswith("3/3 trials · 0 running · 1 failed · 0 pruned · best 1.5 · ")
+
+
+def test_silence_on_demand(capfd: pytest.CaptureFixture[str]) -> None:
+    study().optimize(objective, 3, progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with Progress(Tally(target=5), enabled=True) as shown:
+        shown.tally.ended["complete"] = 4
+    assert "4/5 trials" in terminal.getvalue()
+    hidden, shown_again = "\x1b[?25l", "\x1b[?25h"  # the cursor, while the line lives
+    assert terminal.getvalue().startswith(hidden)
+    assert shown_again in terminal.getvalue()

@@ -1,0 +1,508 @@
+"""One trial, seen from the storage's side: what is recorded of it and how it ends."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optuna.distributions import BaseDistribution, FloatDistribution
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hyperopt_dl.early_stopping import EarlyStopping
+from hyperopt_dl.optimizers import SGD
+from hyperopt_dl.supervised import Supervised
+from hyperopt_dl.training import State, rollout
+from hyperopt_dl.trial import Job, Outcome, Trial, TrialPruned, run_trial
+from tests.problems import Quadratic
+
+NAN, INF = math.nan, math.inf
+
+
+@dataclass
+class Recorder:
+    """A link that notes every call, and prunes at one of the reports."""
+
+    prune_at: int | None = None
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        self.calls.append(("suggest", name, distribution))
+        return 0.25
+
+    def report(self, value: float, step: int) -> None:
+        self.calls.append(("report", value, step))
+
+    def should_prune(self) -> bool:
+        self.calls.append(("should_prune",))
+        return self.prune_at is not None and len(self.of("report")) >= self.prune_at
+
+    def set_constraint(self, key: str, value: float) -> None:
+        self.calls.append(("constraint", key, value))
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self.calls.append(("attr", key, value))
+
+    def of(self, kind: str) -> list[tuple[Any, ...]]:
+        return [call[1:] for call in self.calls if call[0] == kind]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return dict(self.of("attr"))
+
+
+def run(
+    workload: Any,
+    link: Recorder | None = None,
+    *,
+    params: dict[str, Any] | None = None,
+    seed: int = 0,
+    objectives: int = 1,
+) -> Outcome:
+    job = Job(number=4, params=params or {}, seed=seed, objectives=objectives)
+    return run_trial(workload, Trial(job, link or Recorder(), torch.device("cpu")), objectives)
+
+
+def raising(error: BaseException) -> Callable[[Trial], float]:
+    def objective(trial: Trial) -> float:
+        raise error
+
+    return objective
+
+
+# ------------------------------------------------------------------- what an objective returns
+
+
+@pytest.mark.parametrize(
+    ("result", "value"),
+    [
+        (1.5, 1.5),
+        (3, 3.0),
+        (True, 1.0),
+        (np.float32(0.5), 0.5),
+        (np.int64(7), 7.0),
+        (np.array(2.5), 2.5),
+        (np.array([2.5]), 2.5),
+        (torch.tensor(2.5), 2.5),
+        (torch.tensor([2.5]), 2.5),
+        (torch.tensor([[4]]), 4.0),
+        (torch.tensor(2.5, requires_grad=True), 2.5),
+        (Decimal("0.5"), 0.5),
+        (Fraction(1, 4), 0.25),
+        ([1.5], 1.5),
+        ((torch.tensor(1.5),), 1.5),
+        (-0.0, 0.0),
+    ],
+    ids=repr,
+)
+def test_a_number_completes_the_trial(result: Any, value: float) -> None:
+    outcome = run(lambda trial: result)
+    assert outcome == Outcome("complete", (value,))
+    assert outcome.values is not None
+    assert type(outcome.values[0]) is float
+
+
+@pytest.mark.parametrize(
+    ("result", "failure", "fragment"),
+    [
+        (NAN, "nan", "returned (nan,)"),
+        (INF, "nan", "returned (inf,)"),
+        (-INF, "nan", "returned (-inf,)"),
+        (torch.tensor(NAN), "nan", "returned (nan,)"),
+        (np.float64(INF), "nan", "returned (inf,)"),
+        ([NAN], "nan", "returned (nan,)"),
+        (None, "exception", "returned None, which is no number"),
+        ("1.5", "exception", "returned '1.5', which is no number"),
+        (b"1.5", "exception", "returned b'1.5', which is no number"),
+        (10**400, "exception", "which is no number"),
+        (10**5000, "exception", "returned"),
+        (1j, "exception", "complex 1j, which is no number"),
+        ({"loss": 1.0}, "exception", "dict {'loss': 1.0}, which is no number"),
+        (object, "exception", "which is no number"),
+        (np.array([1.0, 2.0]), "exception", "ndarray [1. 2.], which is no number"),
+        (torch.tensor([1.0, 2.0]), "exception", "a tensor of shape (2,) where a number belongs"),
+        (torch.ones(0), "exception", "a tensor of shape (0,) where a number belongs"),
+        ([1.0, 2.0], "exception", "must return 1 value(s), got 2: [1.0, 2.0]"),
+        ([], "exception", "must return 1 value(s), got 0"),
+        (["1.5"], "exception", "'1.5', which is no number"),
+    ],
+    ids=lambda value: repr(value)[:20] if not isinstance(value, int) else "huge",
+)
+def test_anything_else_fails_the_trial(result: Any, failure: str, fragment: str) -> None:
+    outcome = run(lambda trial: result)
+    assert (outcome.state, outcome.values, outcome.failure) == ("failed", None, failure)
+    assert fragment in outcome.error
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_several_objectives_have_one_value_each(kind: Any) -> None:
+    result = kind([1, torch.tensor(2.5)])
+    assert run(lambda trial: result, objectives=2) == Outcome("complete", (1.0, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("result", "failure", "fragment"),
+    [
+        (1.0, "exception", "must return 2 value(s), got 1"),
+        ((1.0, 2.0, 3.0), "exception", "must return 2 value(s), got 3"),
+        ((1.0, NAN), "nan", "(1.0, nan)"),
+        ((1.0, None), "exception", "None, which is no number"),
+    ],
+)
+def test_several_objectives_fail_together(result: Any, failure: str, fragment: str) -> None:
+    outcome = run(lambda trial: result, objectives=2)
+    assert (outcome.state, outcome.values, outcome.failure) == ("failed", None, failure)
+    assert fragment in outcome.error
+
+
+# --------------------------------------------------------------------------- what it may raise
+
+
+class CustomTimeoutError(TimeoutError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "last"),
+    [
+        (MemoryError("no more"), "oom", "MemoryError: no more"),
+        (torch.OutOfMemoryError("CUDA"), "oom", "torch.OutOfMemoryError: CUDA"),
+        (TimeoutError("slow"), "timeout", "TimeoutError: slow"),
+        (CustomTimeoutError("slow"), "timeout", "CustomTimeoutError: slow"),
+        (SystemExit(3), "exception", "SystemExit: 3"),
+        (ValueError("wrong"), "exception", "ValueError: wrong"),
+        (StopIteration(), "exception", "StopIteration"),
+        (GeneratorExit(), "exception", "GeneratorExit"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_an_exception_fails_the_trial_and_is_described(
+    error: BaseException, failure: str, last: str
+) -> None:
+    outcome = run(raising(error))
+    assert (outcome.state, outcome.values, outcome.failure) == ("failed", None, failure)
+    assert outcome.error.splitlines()[-1].endswith(last)
+    assert "in objective" in outcome.error
+
+
+def test_a_long_error_keeps_its_end() -> None:
+    outcome = run(raising(ValueError("x" * 10_000 + "end")))
+    assert len(outcome.error) == 4000
+    assert outcome.error.endswith("xend")
+
+
+def test_a_pruned_trial_is_no_failure() -> None:
+    assert run(raising(TrialPruned())) == Outcome("pruned")
+
+
+def test_an_interrupt_ends_more_than_the_trial() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(raising(KeyboardInterrupt()))
+
+
+# ------------------------------------------------------------------------ what a trial passes on
+
+
+def test_a_trial_passes_its_calls_to_the_link() -> None:
+    link = Recorder()
+
+    def objective(trial: Trial) -> float:
+        trial.report(torch.tensor(1.5), step=3)  # type: ignore[arg-type]
+        trial.set_constraint("size", np.float32(2.0))  # type: ignore[arg-type]
+        trial.set_user_attr("note", {"a": [1, None]})
+        return float(trial.should_prune())
+
+    assert run(objective, link) == Outcome("complete", (0.0,))
+    assert link.calls == [
+        ("report", 1.5, 3),
+        ("constraint", "size", 2.0),
+        ("attr", "note", {"a": [1, None]}),
+        ("should_prune",),
+    ]
+
+
+def test_a_suggestion_joins_the_parameters() -> None:
+    link, seen = Recorder(), {}
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0.1, 1.0, log=True)
+        seen.update(trial.params)
+        return x
+
+    assert run(objective, link, params={"lr": 0.5}).values == (0.25,)
+    assert seen == {"lr": 0.5, "x": 0.25}
+    assert link.of("suggest") == [("x", FloatDistribution(0.1, 1.0, log=True))]
+
+
+def test_a_trial_knows_its_job() -> None:
+    def objective(trial: Trial) -> float:
+        assert trial.device == torch.device("cpu")
+        return trial.number + trial.seed
+
+    assert run(objective, seed=30).values == (34.0,)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda trial: trial.set_user_attr("net", nn.Linear(1, 1)),
+        lambda trial: trial.report(None, step=0),
+        lambda trial: trial.report("1.5", step=0),
+    ],
+)
+def test_what_cannot_be_recorded_fails_the_trial_before_it_reaches_the_link(call: Any) -> None:
+    link = Recorder()
+    outcome = run(call, link)
+    assert outcome.failure == "exception"
+    assert "TypeError" in outcome.error
+    assert link.calls == []
+
+
+# ---------------------------------------------------------------------------------- a training
+
+
+class Scripted:
+    """A training whose loss after step t is ``losses[t]``; its metric is given in the same way."""
+
+    def __init__(
+        self,
+        losses: list[float],
+        *,
+        every: int | None = None,
+        stopping: EarlyStopping | None = None,
+        metric: list[float] | None = None,
+    ) -> None:
+        self.steps = len(losses)
+        self._losses, self._metric = losses, metric
+        self.taken: list[int] = []
+        if every is not None:
+            self.report_every = every
+        if stopping is not None:
+            self.early_stopping = stopping
+
+    def init(self, hparams: Any, *, seed: int, device: torch.device | str) -> State:
+        return {"t": torch.tensor(0)}
+
+    def step(self, state: State, hparams: Any, t: int) -> State:
+        self.taken.append(t)
+        return {"t": state["t"] + 1}
+
+    def loss(self, state: State, hparams: Any) -> Tensor:
+        return torch.tensor(self._losses[int(state["t"]) - 1], dtype=torch.double)
+
+    def metrics(self, state: State, hparams: Any) -> dict[str, float]:
+        t = int(state["t"])
+        return {"t": t} | ({} if self._metric is None else {"score": self._metric[t - 1]})
+
+    def test_metrics(self, state: State, hparams: Any) -> dict[str, float]:
+        return {"loss": 100.0 + int(state["t"])}
+
+
+def test_a_training_is_run_to_its_exact_loss() -> None:
+    problem = Quadratic(steps=20, noise=0.3)
+    outcome = run(problem, params={"lr": 0.2}, seed=9)
+    assert outcome.values is not None
+    assert outcome.values[0] == pytest.approx(problem.exact_loss(0.2, seed=9), rel=1e-12)
+
+
+def test_a_training_without_options_reports_once_at_its_end() -> None:
+    link = Recorder()
+    problem = Quadratic(steps=20)
+    outcome = run(problem, link, params={"lr": 0.2})
+    assert outcome.values is not None
+    assert link.calls == [("report", outcome.values[0], 20)]
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (7, [7]), (50, [7])],
+)
+def test_a_training_reports_every_so_many_steps_and_at_its_end(
+    every: int, steps: list[int]
+) -> None:
+    link = Recorder()
+    losses = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5]
+    training = Scripted(losses, every=every)
+    assert run(training, link).values == (6.5,)
+    assert link.of("report") == [(losses[step - 1], step) for step in steps]
+    assert training.taken == list(range(7))
+
+
+def test_a_training_asks_the_pruner_after_every_report_but_the_last() -> None:
+    link = Recorder()
+    run(Scripted([3.0, 2.0, 1.0], every=1), link)
+    kinds = [call[0] for call in link.calls if call[0] != "attr"]
+    assert kinds == ["report", "should_prune", "report", "should_prune", "report"]
+
+
+def test_a_pruned_training_takes_no_further_step() -> None:
+    link, training = Recorder(prune_at=2), Scripted([4.0, 3.0, 2.0, 1.0], every=1)
+    assert run(training, link) == Outcome("pruned")
+    assert training.taken == [0, 1]
+    assert link.attrs == {}
+
+
+def test_metrics_and_test_metrics_of_the_last_state_are_recorded() -> None:
+    link = Recorder()
+    run(Scripted([3.0, 1.0, 2.0], every=1), link)
+    assert link.attrs == {"metrics": {"t": 3.0}, "test": {"loss": 103.0}}
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_a_loss_that_is_not_finite_ends_the_run(bad: float) -> None:
+    link, training = Recorder(), Scripted([3.0, bad, 1.0], every=1)
+    outcome = run(training, link)
+    assert (outcome.state, outcome.failure) == ("failed", "nan")
+    assert training.taken == [0, 1]
+    assert len(link.of("report")) == 2
+    assert link.attrs == {}
+
+
+def test_a_step_that_fails_fails_the_trial() -> None:
+    outcome = run(Quadratic(), params={"momentum": 0.2})
+    assert outcome.failure == "exception"
+    assert outcome.error.endswith("KeyError: 'lr'")
+
+
+def test_a_training_records_no_graph() -> None:
+    class Watched(Scripted):
+        def step(self, state: State, hparams: Any, t: int) -> State:
+            assert not torch.is_grad_enabled()
+            return super().step(state, hparams, t)
+
+    assert run(Watched([1.0, 2.0])).state == "complete"
+    assert torch.is_grad_enabled()
+
+
+# -------------------------------------------------------------------------------- early stopping
+
+
+FALLS_AND_RISES = [5.0, 3.0, 4.0, 3.5, 2.0, 6.0]
+SCENARIOS: dict[str, tuple[list[float], EarlyStopping, int, int]] = {
+    "patience_1": (FALLS_AND_RISES, EarlyStopping(patience=1), 3, 2),
+    "patience_2": (FALLS_AND_RISES, EarlyStopping(patience=2), 4, 2),
+    "patience_3": (FALLS_AND_RISES, EarlyStopping(patience=3), 6, 5),
+    "always_better": ([3.0, 2.0, 1.0], EarlyStopping(patience=1), 3, 3),
+    "a_tie_is_no_gain": ([3.0, 3.0, 3.0], EarlyStopping(patience=2), 3, 1),
+    "min_delta": ([5.0, 4.9, 4.8, 4.0], EarlyStopping(patience=2, min_delta=0.5), 3, 1),
+    "slow_gain": ([5.0, 4.7, 4.4, 4.0], EarlyStopping(patience=2, min_delta=0.5), 4, 3),
+    "larger_is_better": ([1.0, 2.0, 3.0, 2.5], EarlyStopping(patience=9, mode="max"), 4, 3),
+}
+
+
+@pytest.mark.parametrize(("losses", "stopping", "taken", "best"), SCENARIOS.values(), ids=SCENARIOS)
+def test_a_stopped_run_is_as_good_as_its_best_report(
+    losses: list[float], stopping: EarlyStopping, taken: int, best: int
+) -> None:
+    link, training = Recorder(), Scripted(losses, every=1, stopping=stopping)
+    assert run(training, link).values == (losses[best - 1],)
+    assert len(training.taken) == taken
+    assert link.of("report") == [(losses[i], i + 1) for i in range(taken)]
+    assert link.attrs == {
+        "best_step": best,
+        "metrics": {"t": float(best)},
+        "test": {"loss": 100.0 + best},
+    }
+
+
+def test_a_metric_may_decide_instead_of_the_loss() -> None:
+    stopping = EarlyStopping("score", mode="max", patience=2)
+    link = Recorder()
+    training = Scripted(
+        [4.0, 3.0, 2.0, 1.0, 0.5], every=1, stopping=stopping, metric=[0.1, 0.9, 0.5, 0.9, 1.0]
+    )
+    assert run(training, link).values == (3.0,)
+    assert link.attrs["best_step"] == 2
+    assert link.attrs["metrics"] == {"t": 2.0, "score": 0.9}
+    assert training.taken == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("metric", "taken", "best"),
+    [
+        ([NAN, 0.5, 0.4, 0.3], 4, 2),
+        ([0.5, NAN, NAN, 0.9], 3, 1),
+        ([NAN, NAN, NAN, 0.9], 3, 1),
+    ],
+)
+def test_a_metric_of_nan_is_never_an_improvement(
+    metric: list[float], taken: int, best: int
+) -> None:
+    stopping = EarlyStopping("score", mode="max", patience=2)
+    link = Recorder()
+    training = Scripted([1.0, 2.0, 3.0, 4.0], every=1, stopping=stopping, metric=metric)
+    assert run(training, link).values == (float(best),)
+    assert len(training.taken) == taken
+    assert link.attrs["best_step"] == best
+
+
+def test_patience_counts_reports_and_not_steps() -> None:
+    stopping = EarlyStopping(patience=1)
+    training = Scripted([1.0, 9.0, 0.9, 9.0, 0.8, 9.0, 0.9, 9.0], every=2, stopping=stopping)
+    link = Recorder()
+    assert run(training, link).values == (9.0,)
+    assert link.attrs["best_step"] == 2
+    assert training.taken == [0, 1, 2, 3]
+
+
+def test_a_metric_that_the_training_does_not_have_fails_the_trial() -> None:
+    outcome = run(Scripted([1.0], stopping=EarlyStopping("accuracy")))
+    assert outcome.failure == "exception"
+    assert "accuracy" in outcome.error
+
+
+# ------------------------------------------------------------------------------------ Supervised
+
+
+def overfitting(**settings: Any) -> Supervised:
+    """Random labels: the validation loss falls for a few steps, then rises."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 5, generator=g), torch.randint(0, 2, (40,), generator=g)
+    return Supervised(
+        model=lambda hp: nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 2)),
+        loss=cross_entropy,
+        optimizer=SGD(lr="lr", momentum=0.9),
+        train=(x[:20], y[:20]),
+        validation=(x[20:30], y[20:30]),
+        test=(x[30:], y[30:]),
+        metrics={"error": lambda output, target: (output.argmax(1) != target).float().mean()},
+        steps=60,
+        report_every=4,
+        **settings,
+    )
+
+
+def test_a_supervised_run_that_stops_early_is_the_run_of_its_best_step() -> None:
+    training = overfitting(early_stopping=EarlyStopping(patience=2))
+    link = Recorder()
+    outcome = run(training, link, params={"lr": 0.3}, seed=3)
+    step = link.attrs["best_step"]
+    reports = [value for value, _ in link.of("report")]
+    assert step == 4 * (1 + reports.index(min(reports))) < 60
+    assert len(reports) == step // 4 + 2
+    state = rollout(training, {"lr": 0.3}, seed=3, stop=step)
+    assert outcome.values == (float(training.loss(state, {"lr": 0.3})),)
+    assert link.attrs["metrics"] == training.metrics(state, {"lr": 0.3})
+    assert link.attrs["test"] == training.test_metrics(state, {"lr": 0.3})
+
+
+def test_a_supervised_run_reports_the_losses_of_its_path() -> None:
+    training = overfitting()
+    link = Recorder()
+    outcome = run(training, link, params={"lr": 0.3}, seed=3)
+    for value, step in link.of("report"):
+        state = rollout(training, {"lr": 0.3}, seed=3, stop=step)
+        assert value == float(training.loss(state, {"lr": 0.3}))
+    assert outcome.values == (link.of("report")[-1][0],)
+    assert [step for _, step in link.of("report")] == list(range(4, 61, 4))
+
+
+def test_a_diverging_supervised_run_fails_as_nan() -> None:
+    training = overfitting()
+    outcome = run(training, params={"lr": 3e38})
+    assert (outcome.state, outcome.failure) == ("failed", "nan")
