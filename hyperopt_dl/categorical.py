@@ -22,8 +22,8 @@ class Categorical:
     Attributes:
         choices: None, bools, ints, floats and strings, as Optuna can store; at least one, and no
             two that compare equal (1, 1.0 and True do).
-        init: where a search starts, or None to leave that to the tuner (so a search cannot be told
-            to start at a choice that is None; call it "none" then).
+        init: the choice in `Space.defaults`, which `Study.enqueue` can run first; None for no such
+            (so a choice that is None cannot be the default; call it "none" then).
 
     Raises:
         SpaceError: if the choices cannot be told apart or stored.

@@ -47,6 +47,14 @@ class Loop:
         self._orphans = deque(ledger.orphans())
         self.tally = Tally(self._target(), limits.timeout)
 
+    def may_start(self) -> bool:
+        """Return whether another trial may start now."""
+        if self._again:
+            return True
+        total = self._limits.total_trials
+        full = total is not None and self._ledger.occupied() >= total
+        return self._open() and (bool(self._orphans) or not full)
+
     def run(self, pool: Pool, progress: Progress) -> None:
         """Run trials until a limit is reached and the last one has ended."""
         while True:
@@ -56,7 +64,7 @@ class Loop:
                 pool.submit(job, link)
             self.tally.running = len(self._flying) - len(self._again)
             progress.update()
-            if not self._flying and (pool.free or not self._may_start()):
+            if not self._flying and (pool.free or not self.may_start()):
                 return
             for finished in pool.wait():
                 self._settle(finished, progress)
@@ -76,17 +84,10 @@ class Loop:
             if adopted is not None:
                 self._started += 1
                 return adopted
-        if not self._may_start():
+        if not self.may_start():
             return None
         self._started += 1
         return self._ledger.ask()
-
-    def _may_start(self) -> bool:
-        if self._again:
-            return True
-        total = self._limits.total_trials
-        full = total is not None and self._ledger.occupied() >= total
-        return self._open() and (bool(self._orphans) or not full)
 
     def _open(self) -> bool:
         """Return whether neither a stop, nor the time, nor ``n_trials`` forbids another trial."""

@@ -63,7 +63,7 @@ class Progress:
         self.enabled = enabled
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._live: Live | None = None
-        self._last = 0.0
+        self._due = time.monotonic() + PLAIN_EVERY
 
     def __enter__(self) -> Self:
         if self.enabled and self._console.is_terminal:
@@ -76,8 +76,8 @@ class Progress:
     def update(self) -> None:
         """Show the tally again; a plain line only every few seconds."""
         now = time.monotonic()
-        if self.enabled and self._live is None and now - self._last >= PLAIN_EVERY:
-            self._last = now
+        if self.enabled and self._live is None and now >= self._due:
+            self._due = now + PLAIN_EVERY
             self._print(self.tally.line(now))
 
     def failed(self, number: int, failure: str, error: str) -> None:

@@ -14,7 +14,7 @@ def reseed(sampler: Any, seed: int) -> None:
     """Put every NumPy generator that a sampler holds into the state that ``seed`` decides.
 
     Called with a seed of its own before each trial is sampled, this makes a proposal a function of
-    the finished trials, the trial's number and the study's seed: a study that was interrupted and
+    the finished trials, the trial's number and the study's seed: a study that was killed and is
     resumed proposes what it would have proposed without the interruption.
 
     Raises:

@@ -119,7 +119,7 @@ class Space(Mapping[str, Dimension]):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Where a search may start, which is the `init` of every scalar that has one and every Array.
+        """Where a search may start, which is every `init` that was given, and that of every Array.
 
         An Array, which always has one, gives a float64 tensor of its shape.
         """

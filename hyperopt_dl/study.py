@@ -37,9 +37,9 @@ class Study:
         directions: One for each objective, in place of ``direction``.
         pruner: An Optuna pruner; ``None`` is Optuna's default, the median pruner.
         seed: Fixes each trial's seed and all that the tuner draws from NumPy's generators, whatever
-            seed it has of its own: a study that is interrupted and resumed proposes what it would
-            have proposed without. (A scrambled ``QMCSampler`` draws its scrambling when it is made:
-            give it a seed of its own.) ``None`` leaves the tuner's generators alone.
+            seed it has of its own: a study that is killed and resumed proposes what it would have
+            proposed without. (A scrambled ``QMCSampler`` draws its scrambling when it is made: give
+            it a seed of its own.) ``None`` leaves the tuner's generators alone.
 
     Raises:
         StudyError: The stored study does not fit, or an argument is none of these.
@@ -222,8 +222,10 @@ class Study:
         limits = Limits(n_trials, total_trials, timeout, retries)
         self._optimizing, self._optuna.stopping = True, False
         try:
+            loop = Loop(self._ledger, limits, list(callbacks))
+            if not loop.may_start():
+                return
             with (executor or Serial()).start(workload) as pool:
-                loop = Loop(self._ledger, limits, list(callbacks))
                 try:
                     with Progress(loop.tally, enabled=progress) as shown:
                         loop.run(pool, shown)

@@ -39,7 +39,7 @@ class Adagrad:
         TrainingError: A constant is out of range, or a group has an unknown option.
 
     Example:
-        >>> optimizer = Adagrad(lr="lr", lr_decay="lr_decay")
+        >>> rule = Adagrad(lr="lr", lr_decay="lr_decay")
     """
 
     lr: Option = 1e-2

@@ -51,7 +51,7 @@ class Adam:
         TrainingError: A constant is out of range, or a group has an unknown option.
 
     Example:
-        >>> optimizer = Adam(lr="lr", betas=("beta1", 0.999), groups={"*.bias": {"weight_decay": 0.0}})
+        >>> rule = Adam(lr="lr", betas=("beta1", 0.999), groups={"*.bias": {"weight_decay": 0.0}})
     """
 
     lr: Option = 1e-3
@@ -102,7 +102,7 @@ class AdamW:
         TrainingError: A constant is out of range, or a group has an unknown option.
 
     Example:
-        >>> optimizer = AdamW(lr="lr", weight_decay="weight_decay")
+        >>> rule = AdamW(lr="lr", weight_decay="weight_decay")
     """
 
     lr: Option = 1e-3

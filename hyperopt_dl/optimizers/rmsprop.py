@@ -46,7 +46,7 @@ class RMSprop:
         TrainingError: A constant is out of range, or a group has an unknown option.
 
     Example:
-        >>> optimizer = RMSprop(lr="lr", alpha="alpha", momentum=0.9)
+        >>> rule = RMSprop(lr="lr", alpha="alpha", momentum=0.9)
     """
 
     lr: Option = 1e-2

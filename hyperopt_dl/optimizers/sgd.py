@@ -40,7 +40,7 @@ class SGD:
             comes without momentum or with dampening.
 
     Example:
-        >>> optimizer = SGD(lr="lr", momentum=0.9, groups={"*.bias": {"weight_decay": 0.0}})
+        >>> rule = SGD(lr="lr", momentum=0.9, groups={"*.bias": {"weight_decay": 0.0}})
     """
 
     lr: Option = 1e-3
