@@ -140,7 +140,7 @@ def test_an_array_has_no_distribution() -> None:
     space = Space(lr=Float(0.0, 1.0), weights=Array(3), more=Array((2, 2)))
     assert space.arrays == ("weights", "more")
     assert space.size == 8
-    with pytest.raises(SpaceError, match=r"Array 'weights'.*Hypergradient"):
+    with pytest.raises(SpaceError, match=r"Array 'weights'.*differentiate a rollout"):
         space.distributions()
 
 
