@@ -52,9 +52,7 @@ class Batches:
         )
         self._name = name
         self.size = self._count()
-        if batch_size is not None and not (
-            isinstance(batch_size, Integral) and 1 <= batch_size <= self.size
-        ):
+        if batch_size is not None and not _fits(batch_size, self.size):
             raise TrainingError(
                 f"batch_size must lie between 1 and the {self.size} examples of {name}, "
                 f"got {batch_size}. None takes the whole set at every step."
@@ -71,7 +69,7 @@ class Batches:
     def at(self, seed: int, t: int, device: torch.device) -> Batch:
         """Return the batch of step ``t`` of the run with this seed, on ``device``."""
         epoch, position = divmod(t, self.steps_per_epoch)
-        order = _order(self.size, derive(seed, "epoch", epoch) if self._shuffled else None, device)
+        order = _order(self.size, (seed, epoch) if self._shuffled else None, device)
         if not self._shuffled:
             return self._take(order, device, whole=True)
         start = position * self.batch_size
@@ -147,6 +145,10 @@ class Batches:
         return size
 
 
+def _fits(batch_size: Any, size: int) -> bool:
+    return isinstance(batch_size, Integral) and 1 <= int(batch_size) <= size
+
+
 def _indexable(source: Any) -> bool:
     """Return whether this is a data set, and not an array, a dictionary or a text."""
     return (
@@ -158,11 +160,12 @@ def _indexable(source: Any) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _order(size: int, key: int | None, device: torch.device) -> Tensor:
+def _order(size: int, epoch: tuple[int, int] | None, device: torch.device) -> Tensor:
     """Return the order of one epoch, made on the CPU so that it is the same on every device."""
-    if key is None:
+    if epoch is None:
         return torch.arange(size, device=device)
-    generator = torch.Generator().manual_seed(key)
+    seed, number = epoch
+    generator = torch.Generator().manual_seed(derive(seed, "epoch", number))
     return torch.randperm(size, generator=generator).to(device)
 
 

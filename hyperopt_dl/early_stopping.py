@@ -12,8 +12,9 @@ class EarlyStopping:
     """Stop a trial when a metric has not improved for a number of reports (Prechelt 1998).
 
     The trial's value and metrics are then those of the *best* report, as if the run had been
-    stopped there; the step of that report is the trial's ``best_step`` attribute. Only trials stop
-    early: a run that is differentiated always has its full length.
+    stopped there; the step of that report is the trial's ``best_step`` attribute. A loss that is no
+    longer finite ends the run too. Only trials stop early: a run that is differentiated always has
+    its full length.
 
     Args:
         metric: ``"loss"``, or one of the names that the training's ``metrics`` returns.

@@ -30,6 +30,10 @@ class Supervised:
     Everything a step does follows from ``(state, hparams, t)``: the batch and the dropout masks
     from the run's seed and t, BatchNorm's statistics from the state.
 
+    BatchNorm's running statistics are constants to a derivative, as they are to torch. A
+    hypergradient of a validation loss that uses them leaves out how they move with the
+    hyperparameters; with ``track_running_stats=False``, GroupNorm or LayerNorm it is exact.
+
     Hyperparameters enter by name, through any of these doors:
 
     * the optimizer: ``SGD(lr="lr")``, per group of parameters, or as a ``Schedule``;
@@ -136,7 +140,7 @@ class Supervised:
 
     def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> State:
         """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or another by now
         weights = self._build(hparams, seed, device).weights()
         slots = self._optimizer.slots(weights.params)
         return _pack(weights, slots, torch.tensor(seed, dtype=torch.int64))

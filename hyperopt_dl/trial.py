@@ -193,7 +193,9 @@ def _train(training: Training, trial: Trial) -> float:
     for report in _reports(training, trial, "loss" if stopping is None else stopping.metric):
         trial.report(report.value, report.step)
         if not math.isfinite(report.value):
-            return report.value
+            if stopping is None or best is None:
+                return report.value
+            break
         if stopping is None or best is None or stopping.improves(report.metric, best.metric):
             best, waited = report, 0
         else:
@@ -214,7 +216,7 @@ def _train(training: Training, trial: Trial) -> float:
 
 def _reports(training: Training, trial: Trial, metric: str) -> Iterator[_Report]:
     """Run a training without recording a graph and yield where it stands, every so many steps."""
-    every: int = getattr(training, "report_every", training.steps)
+    every: int = getattr(training, "report_every", max(1, training.steps))
     hparams, state = trial.params, None
     for start in range(0, training.steps, every):
         stop = min(start + every, training.steps)

@@ -86,6 +86,32 @@ def test_a_call_gives_the_buffers_of_the_module_after_it(training: bool) -> None
     assert int(weights.buffers["1.num_batches_tracked"]) == 0
 
 
+class Remembering(nn.Module):
+    """Assigns what it computed to a buffer, with its graph."""
+
+    last: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(2))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.head(x).mean(0)
+        return self.last.sum()
+
+
+def test_a_buffer_that_is_assigned_to_comes_back_without_a_derivative() -> None:
+    network = Network(Remembering())
+    weights = network.weights()
+    output, buffers = network(
+        weights._replace(params=weights.params.requires_grad_()), (inputs(),), training=True
+    )
+    assert output.requires_grad
+    assert not buffers["last"].requires_grad
+    assert torch.equal(buffers["last"].sum(), output)
+
+
 def test_a_call_uses_the_weights_that_it_is_given() -> None:
     network = Network(net())
     weights = network.weights()

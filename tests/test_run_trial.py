@@ -387,6 +387,7 @@ SCENARIOS: dict[str, tuple[list[float], EarlyStopping, int, int]] = {
     "patience_1": (FALLS_AND_RISES, EarlyStopping(patience=1), 3, 2),
     "patience_2": (FALLS_AND_RISES, EarlyStopping(patience=2), 4, 2),
     "patience_3": (FALLS_AND_RISES, EarlyStopping(patience=3), 6, 5),
+    "waits_anew": ([5.0, 3.0, 4.0, 2.0, 4.0, 1.0], EarlyStopping(patience=2), 6, 6),
     "always_better": ([3.0, 2.0, 1.0], EarlyStopping(patience=1), 3, 3),
     "a_tie_is_no_gain": ([3.0, 3.0, 3.0], EarlyStopping(patience=2), 3, 1),
     "min_delta": ([5.0, 4.9, 4.8, 4.0], EarlyStopping(patience=2, min_delta=0.5), 3, 1),
@@ -408,6 +409,18 @@ def test_a_stopped_run_is_as_good_as_its_best_report(
         "metrics": {"t": float(best)},
         "test": {"loss": 100.0 + best},
     }
+
+
+def test_a_run_that_diverges_after_a_good_report_is_as_good_as_that() -> None:
+    link = Recorder()
+    training = Scripted([3.0, 1.0, NAN, 0.5], every=1, stopping=EarlyStopping(patience=9))
+    assert run(training, link).values == (1.0,)
+    assert link.attrs["best_step"] == 2
+    assert training.taken == [0, 1, 2]
+
+
+def test_a_training_of_no_step_fails_with_a_reason() -> None:
+    assert "at least one step, got steps=0" in run(Scripted([])).error
 
 
 def test_a_metric_may_decide_instead_of_the_loss() -> None:

@@ -160,7 +160,7 @@ ROWS = [
 ]
 
 table = Table(box=SIMPLE_HEAD, title="CPU time of a training step, one thread")
-for column in ("network", "batch", "ordinary, us", "Supervised, us", "ratio", "from", "to"):
+for column in ("network", "batch", "torch, us", "Supervised, us", "ratio", "quartiles"):
     table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)
 for row in ROWS:
     before, now = compare(row)
@@ -171,12 +171,11 @@ for row in ROWS:
         f"{1e6 * median(before):.0f}",
         f"{1e6 * median(now):.0f}",
         f"{median(ratios):.2f}",
-        f"{ratios[len(ratios) // 4]:.2f}",
-        f"{ratios[-1 - len(ratios) // 4]:.2f}",
+        f"{ratios[len(ratios) // 4]:.2f}-{ratios[-1 - len(ratios) // 4]:.2f}",
     )
 console = Console(highlight=False)
 console.print(table)
 console.print(
-    f"Medians of {len(before)} turns; from and to are the quartiles of the ratio. "
+    f"Medians of {len(before)} turns; the quartiles are those of the ratio.\n"
     f"torch {torch.__version__}, {platform.machine()}."
 )
