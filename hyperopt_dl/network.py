@@ -3,7 +3,7 @@
 Letters: p the number of trainable entries.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,14 @@ class Network:
         self._sizes = [size for _, size in self.layout]
         self._shapes = [q.shape for q in trainable.values()]
         self._tied = _names(module, unique=True) < _names(module, unique=False)
+        self.loose = any(
+            isinstance(value, Tensor) for each in module.modules() for value in vars(each).values()
+        )
+        """Whether the module holds tensors that are neither parameters nor registered buffers."""
+        self.recurrent = any(isinstance(each, nn.RNNBase) for each in module.modules())
+        """Whether a fused recurrent layer is inside, whose kernels have no second derivative."""
+        self.derived: dict[Hashable, Any] = {}
+        """What others have made of this structure and want to find again, such as traces of it."""
 
     def weights(self) -> Weights:
         """Return copies of the weights that the module holds."""
@@ -93,7 +101,7 @@ class Network:
         """
         if self._module.training != training:
             self._module.train(training)
-        buffers = {name: buffer.clone() for name, buffer in weights.buffers.items()}
+        buffers = {name: buffer.detach().clone() for name, buffer in weights.buffers.items()}
         tensors: dict[str, Tensor] = {**self.unflatten(weights.params), **weights.frozen, **buffers}
         output = functional_call(self._module, tensors, inputs, tie_weights=self._tied)
         return output, {name: tensors[name].detach() for name in buffers}

@@ -5,6 +5,7 @@ Letters: t the step; p the number of trainable parameters; N the number of train
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any
 
@@ -22,6 +23,8 @@ from hyperopt_dl.seeds import derive, seeded
 from hyperopt_dl.training import HParams, State
 
 KEPT_NETWORKS = 8
+FROZEN, BUFFER, SLOT = "frozen/", "buffer/", "optimizer/"
+"""How the names in a state begin, beside ``params`` and ``seed``."""
 
 
 class Supervised:
@@ -142,8 +145,13 @@ class Supervised:
         """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
         device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or another by now
         weights = self._build(hparams, seed, device).weights()
-        slots = self._optimizer.slots(weights.params)
-        return _pack(weights, slots, torch.tensor(seed, dtype=torch.int64))
+        return {
+            "params": weights.params,
+            **{FROZEN + name: value for name, value in weights.frozen.items()},
+            **{BUFFER + name: value for name, value in weights.buffers.items()},
+            **{SLOT + n: value for n, value in self._optimizer.slots(weights.params).items()},
+            "seed": torch.tensor(seed, dtype=torch.int64),
+        }
 
     def step(self, state: State, hparams: HParams, t: int) -> State:
         """Return the state after the update on the batch of step ``t``.
@@ -155,19 +163,63 @@ class Supervised:
             isinstance(value, Tensor) and value.requires_grad
             for value in (*state.values(), *hparams.values())
         )
-        weights, slots, seed = _unpack(state)
-        params = weights.params
-        network = self._network(hparams, seed, params.device)
-        with torch.enable_grad(), seeded(derive(seed, "step", t), params.device):
+        params = state["params"]
+        network = self.network(state, hparams)
+        with torch.enable_grad(), self.draws(state, t):
             leaf = params if params.requires_grad else params.detach().requires_grad_()
-            batch = self._train.at(seed, t, params.device)
-            output, buffers = network(weights._replace(params=leaf), batch.inputs, training=True)
-            loss = self._training_loss(output, batch, hparams)
+            weights = unpack(state)._replace(params=leaf)
+            loss, buffers = self.inner_loss(network, weights, self.batch(state, t), hparams)
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=recording)
         with torch.set_grad_enabled(recording):
-            options = resolve(self._optimizer, hparams, t, network.layout, params)
-            params, slots = self._optimizer.update(params, gradient, slots, options, t)
-        return _pack(Weights(params, weights.frozen, buffers), slots, state["seed"])
+            return self.update(state, network, gradient, buffers, hparams, t)
+
+    def network(self, state: State, hparams: HParams) -> Network:
+        """Return the structure that a state belongs to."""
+        device = state["params"].device
+        for place, reads, network in self._networks:
+            if place == device and reads.agree(hparams):
+                reads.turn_to(hparams)
+                return network
+        return self._build(hparams, int(state["seed"]), device)
+
+    def draws(self, state: State, t: int) -> AbstractContextManager[None]:
+        """Return the context in which everything random of step ``t`` is drawn."""
+        return seeded(derive(int(state["seed"]), "step", t), state["params"].device)
+
+    def batch(self, state: State, t: int) -> Batch:
+        """Return the batch of step ``t``, on the device of the state."""
+        return self._train.at(int(state["seed"]), t, state["params"].device)
+
+    def inner_loss(
+        self, network: Network, weights: Weights, batch: Batch, hparams: HParams
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the training loss on a batch, and the buffers after the forward pass."""
+        output, buffers = network(weights, batch.inputs, training=True)
+        loss = self._loss(output, batch.target, hparams)
+        if self._weights is None:
+            return _scalar(loss), buffers
+        weight = _weights_of(self._weights, hparams, self._train.size).to(batch.examples.device)
+        return losses.weighted_mean(loss, weight[batch.examples]), buffers
+
+    def update(
+        self,
+        state: State,
+        network: Network,
+        gradient: Tensor,
+        buffers: Mapping[str, Tensor],
+        hparams: HParams,
+        t: int,
+    ) -> State:
+        """Return the state after the optimizer's step along a gradient ``[p]``."""
+        options = resolve(self._optimizer, hparams, t, network.layout, state["params"])
+        slots = {n.removeprefix(SLOT): v for n, v in state.items() if n.startswith(SLOT)}
+        params, slots = self._optimizer.update(state["params"], gradient, slots, options, t)
+        return {
+            **state,
+            "params": params,
+            **{BUFFER + name: value for name, value in buffers.items()},
+            **{SLOT + name: value for name, value in slots.items()},
+        }
 
     def loss(self, state: State, hparams: HParams) -> Tensor:
         """Return the validation loss, a 0-dim tensor."""
@@ -190,21 +242,13 @@ class Supervised:
             loss = _scalar(self._validation_loss(output, target, hparams))
             return {"loss": float(loss), **self._measure(output, target)}
 
-    def _training_loss(self, output: Any, batch: Batch, hparams: HParams) -> Tensor:
-        loss = self._loss(output, batch.target, hparams)
-        if self._weights is None:
-            return _scalar(loss)
-        weights = _weights_of(self._weights, hparams, self._train.size)
-        return losses.weighted_mean(loss, weights.to(batch.examples.device)[batch.examples])
-
     def _predict(self, data: Batches, state: State, hparams: HParams) -> tuple[Any, Any]:
-        weights, _, seed = _unpack(state)
-        device = weights.params.device
-        network = self._network(hparams, seed, device)
+        device = state["params"].device
+        network = self.network(state, hparams)
         outputs, targets = [], []
-        with seeded(derive(seed, "evaluate"), device):
+        with seeded(derive(int(state["seed"]), "evaluate"), device):
             for batch in data.chunks(self._evaluation_batch_size, device):
-                outputs.append(network(weights, batch.inputs, training=False)[0])
+                outputs.append(network(unpack(state), batch.inputs, training=False)[0])
                 targets.append(batch.target)
         if len(outputs) == 1:
             return outputs[0], targets[0]
@@ -218,15 +262,8 @@ class Supervised:
     def _measure(self, output: Any, target: Any) -> dict[str, float]:
         return {name: float(metric(output, target)) for name, metric in self._metrics.items()}
 
-    def _network(self, hparams: HParams, seed: int, device: torch.device) -> Network:
-        for place, reads, network in self._networks:
-            if place == device and reads.agree(hparams):
-                reads.turn_to(hparams)
-                return network
-        return self._build(hparams, seed, device)
-
     def _build(self, hparams: HParams, seed: int, device: torch.device) -> Network:
-        """Make the module anew and keep its structure for the steps to come."""
+        """Make the module anew, and keep its structure for the steps to come if it is a new one."""
         reads = Reads(hparams)
         with seeded(derive(seed, "init"), torch.device("cpu")):
             module = (
@@ -239,31 +276,20 @@ class Supervised:
                 f"The model factory must return an nn.Module, got {type(module).__name__}."
             )
         network = Network(module.to(device))
-        others = [
-            entry for entry in self._networks if entry[0] != device or not entry[1].agree(hparams)
-        ]
-        self._networks = [(device, reads, network), *others][:KEPT_NETWORKS]
+        alike = [e for e in self._networks if e[0] == device and e[1].agree(hparams)]
+        if network.loose or not alike:
+            others = [entry for entry in self._networks if entry not in alike]
+            self._networks = [(device, reads, network), *others][:KEPT_NETWORKS]
         return network
 
 
-def _pack(weights: Weights, slots: Mapping[str, Tensor], seed: Tensor) -> State:
-    return {
-        "params": weights.params,
-        **{f"frozen/{name}": value for name, value in weights.frozen.items()},
-        **{f"buffer/{name}": value for name, value in weights.buffers.items()},
-        **{f"optimizer/{name}": value for name, value in slots.items()},
-        "seed": seed,
-    }
-
-
-def _unpack(state: State) -> tuple[Weights, dict[str, Tensor], int]:
-    parts: dict[str, dict[str, Tensor]] = {"frozen": {}, "buffer": {}, "optimizer": {}}
-    for key, value in state.items():
-        part, _, name = key.partition("/")
-        if name:
-            parts[part][name] = value
-    weights = Weights(state["params"], parts["frozen"], parts["buffer"])
-    return weights, parts["optimizer"], int(state["seed"])
+def unpack(state: State) -> Weights:
+    """Return what the model's output depends on, in a state of a ``Supervised``."""
+    return Weights(
+        state["params"],
+        {n.removeprefix(FROZEN): v for n, v in state.items() if n.startswith(FROZEN)},
+        {n.removeprefix(BUFFER): v for n, v in state.items() if n.startswith(BUFFER)},
+    )
 
 
 def _steps(steps: int | None, epochs: int | None, steps_per_epoch: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
-from optuna import TrialPruned
+from optuna import TrialPruned as TrialPruned
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.space import Choice
 from hyperopt_dl.training import State, Training, rollout
 
-__all__ = ["Job", "Link", "Outcome", "Trial", "TrialPruned", "Workload", "read_values", "run_trial"]
-
-Choice: TypeAlias = bool | int | float | str | None
+Distribution: TypeAlias = BaseDistribution
+"""What a parameter is sampled from; Optuna's, so that every sampler knows it."""
 Failure: TypeAlias = Literal["nan", "oom", "exception", "lost", "timeout", "interrupted"]
 LONGEST_ERROR = 4000
 
@@ -35,7 +35,7 @@ LONGEST_ERROR = 4000
 class Link(Protocol):
     """What the storage's side does for a trial; each call returns when it is recorded."""
 
-    def suggest(self, name: str, distribution: BaseDistribution) -> Any:
+    def suggest(self, name: str, distribution: Distribution) -> Any:
         """Return the trial's value of a parameter, sampling it at the first call."""
 
     def report(self, value: float, step: int) -> None:
@@ -133,7 +133,7 @@ class Trial:
         json.dumps(value)
         self._link.set_user_attr(key, value)
 
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+    def _suggest(self, name: str, distribution: Distribution) -> Any:
         self.params[name] = value = self._link.suggest(name, distribution)
         return value
 

@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.distributions import BaseDistribution
 
-from hyperopt_dl.trial import Job, Trial, Workload, run_trial
+from hyperopt_dl.trial import Distribution, Job, Trial, Workload, run_trial
 
 
 class PipeLink:
@@ -37,7 +36,7 @@ class PipeLink:
     def __init__(self, pipe: "Connection[Any, Any]") -> None:
         self._pipe = pipe
 
-    def suggest(self, name: str, distribution: BaseDistribution) -> Any:
+    def suggest(self, name: str, distribution: Distribution) -> Any:
         """Ask for a parameter's value."""
         return self._call("suggest", name, distribution)
 

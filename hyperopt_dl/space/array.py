@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hyperopt_dl.constraints import Constraint, project_box
 from hyperopt_dl.errors import SpaceError
-from hyperopt_dl.unit import coordinate, interval_from_unit, interval_to_unit
+from hyperopt_dl.space.unit import coordinate, interval_from_unit, interval_to_unit
 
 Entries: TypeAlias = float | Tensor | NDArray[Any] | Sequence["Entries"]
 

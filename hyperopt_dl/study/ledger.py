@@ -10,10 +10,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hyperopt_dl.errors import StudyError
-from hyperopt_dl.lease import Lease
-from hyperopt_dl.optuna_study import StoppableStudy, TrialLink
-from hyperopt_dl.sampler_seed import reseed
 from hyperopt_dl.seeds import derive
+from hyperopt_dl.study.lease import Lease
+from hyperopt_dl.study.optuna_study import StoppableStudy, TrialLink
+from hyperopt_dl.study.sampler_seed import reseed
 from hyperopt_dl.trial import Failure, Job, Outcome
 
 RUN = "hd:run"

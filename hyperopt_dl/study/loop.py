@@ -10,9 +10,9 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hyperopt_dl.executors import Finished, Pool
-from hyperopt_dl.ledger import Ledger
-from hyperopt_dl.optuna_study import TrialLink
-from hyperopt_dl.progress import Progress, Tally
+from hyperopt_dl.study.ledger import Ledger
+from hyperopt_dl.study.optuna_study import TrialLink
+from hyperopt_dl.study.progress import Progress, Tally
 from hyperopt_dl.trial import Job, Outcome
 
 Callback = Callable[[optuna.Study, FrozenTrial], object]

@@ -13,12 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.executors import Executor, Serial
 from hyperopt_dl.executors.devices import local_device
-from hyperopt_dl.ledger import Ledger
-from hyperopt_dl.loop import Callback, Limits, Loop
-from hyperopt_dl.optuna_study import Direction, check_compatible, open_study
-from hyperopt_dl.progress import Progress
 from hyperopt_dl.space import Dimension, Space
-from hyperopt_dl.storage import Storage, default_name, open_storage
+from hyperopt_dl.study.ledger import Ledger
+from hyperopt_dl.study.loop import Callback, Limits, Loop
+from hyperopt_dl.study.optuna_study import Direction, check_compatible, open_study
+from hyperopt_dl.study.progress import Progress
+from hyperopt_dl.study.storage import Storage, default_name, open_storage
 from hyperopt_dl.training import Training
 from hyperopt_dl.trial import Outcome, Trial, Workload, read_values
 

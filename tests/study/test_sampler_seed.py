@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 import hyperopt_dl as hd
-from hyperopt_dl.sampler_seed import reseed
+from hyperopt_dl.study.sampler_seed import reseed
 
 
 class Holder:

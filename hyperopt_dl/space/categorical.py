@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution
 from torch import Tensor
 
 from hyperopt_dl.errors import SpaceError
-from hyperopt_dl.unit import cell_from_unit, cell_to_unit, one_coordinate
+from hyperopt_dl.space.unit import cell_from_unit, cell_to_unit, one_coordinate
 
 Choice: TypeAlias = bool | int | float | str | None
 

@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 import hyperopt_dl as hd
-from hyperopt_dl.storage import default_name
+from hyperopt_dl.study.storage import default_name
 
 SPACE = hd.Space(x=hd.Float(2.0, 6.0), n=hd.Int(1, 9), kind=hd.Categorical(["a", None, 3]))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import hyperopt_dl as hd
-from hyperopt_dl.lease import Lease
-from hyperopt_dl.ledger import RUN
+from hyperopt_dl.study.lease import Lease
+from hyperopt_dl.study.ledger import RUN
 
 
 def test_this_process_is_not_gone() -> None:
@@ -40,9 +40,7 @@ def test_nothing_is_certain_of_another_machine() -> None:
 
 
 def test_a_killed_process_that_nobody_has_waited_for_is_gone() -> None:
-    code = (
-        "import json; from hyperopt_dl.lease import Lease; print(json.dumps(Lease.here().write()))"
-    )
+    code = "import json; from hyperopt_dl.study.lease import Lease; print(json.dumps(Lease.here().write()))"
     command = [sys.executable, "-c", code + "; import time; time.sleep(60)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -110,7 +108,7 @@ def test_an_orphan_counts_once_towards_the_total(tmp_path: Path) -> None:
 def test_a_trial_that_died_before_it_was_claimed_is_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hyperopt_dl.ledger.SETTLING", 0.01)
+    monkeypatch.setattr("hyperopt_dl.study.ledger.SETTLING", 0.01)
     left_running(tmp_path / "a.log", dead())
     left_running(tmp_path / "a.log", None)
     study = hd.Study(SPACE, storage=tmp_path / "a.log")

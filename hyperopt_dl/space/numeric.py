@@ -19,7 +19,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from torch import Tensor
 
 from hyperopt_dl.errors import SpaceError
-from hyperopt_dl.unit import (
+from hyperopt_dl.space.unit import (
     cell_from_unit,
     cell_to_unit,
     clamp_straight_through,

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 import hyperopt_dl as hd
-from hyperopt_dl.progress import Progress, Tally
+from hyperopt_dl.study.progress import Progress, Tally
 
 
 def test_the_line_has_every_count_and_the_time_left() -> None:

@@ -18,13 +18,11 @@ from optuna.distributions import (
 )
 from torch import Tensor
 
-from hyperopt_dl.array import Array
-from hyperopt_dl.categorical import Categorical, Choice
 from hyperopt_dl.errors import SpaceError
-from hyperopt_dl.numeric import Float, Int
-from hyperopt_dl.unit import coordinate
-
-__all__ = ["Array", "Categorical", "Choice", "Dimension", "Float", "Int", "Space"]
+from hyperopt_dl.space.array import Array
+from hyperopt_dl.space.categorical import Categorical
+from hyperopt_dl.space.numeric import Float, Int
+from hyperopt_dl.space.unit import coordinate
 
 Dimension: TypeAlias = Float | Int | Categorical | Array
 
