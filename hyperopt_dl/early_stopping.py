@@ -41,8 +41,7 @@ class EarlyStopping:
         if self.mode not in ("min", "max"):
             raise TrainingError(
                 f"EarlyStopping needs mode 'min' or 'max', got {self.mode!r}: say whether a "
-                f"smaller or "
-                f"a larger {self.metric!r} is better."
+                f"smaller or a larger {self.metric!r} is better."
             )
 
     def improves(self, new: float, best: float | None) -> bool:

@@ -58,11 +58,9 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """
     if losses.ndim == 0 or len(losses) != len(weights):
         raise TrainingError(
-            f"With weights, the loss must return one value for each of the {len(weights)} examples "
-            f"of a "
-            f"batch, got shape {tuple(losses.shape)}. Leave out its reduction, or give it a "
-            f"parameter "
-            f"'reduction'."
+            f"With weights, the loss must return one value for each of the {len(weights)} "
+            f"examples of a batch, got shape {tuple(losses.shape)}. Leave out its reduction, or "
+            "give it a parameter 'reduction'."
         )
     each = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
     return (weights.to(each) * each).mean()

@@ -41,23 +41,21 @@ class Network:
         trainable = {n: q for n, q in module.named_parameters() if q.requires_grad}
         if not trainable:
             raise TrainingError(
-                f"The model must have a parameter that requires a gradient, "
-                f"{type(module).__name__} "
-                f"has none."
+                "The model must have a parameter that requires a gradient, "
+                f"{type(module).__name__} has none."
             )
         lazy = [n for n, q in trainable.items() if nn.parameter.is_lazy(q)]
         if lazy:
             raise TrainingError(
                 f"The model's parameters must have shapes, {lazy} have none yet. Call the lazy "
-                f"module "
-                f"on one batch first."
+                "module on one batch first."
             )
         dtypes = {q.dtype for q in trainable.values()}
         if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
             raise TrainingError(
-                f"The trainable parameters must share one floating dtype, got "
-                f"{sorted(map(str, dtypes))}."
-                f" Convert the model with .to(dtype), or freeze the others."
+                "The trainable parameters must share one floating dtype, got "
+                f"{sorted(map(str, dtypes))}. Convert the model with .to(dtype), or freeze the "
+                "others."
             )
         self.layout = tuple((n, q.numel()) for n, q in trainable.items())
         self._sizes = [size for _, size in self.layout]

@@ -62,8 +62,7 @@ class Processes:
         if self.threads_per_worker is not None and self.threads_per_worker < 1:
             raise ExecutorError(
                 f"threads_per_worker must be at least 1, got {self.threads_per_worker}. None "
-                f"shares out "
-                f"the cores."
+                "shares out the cores."
             )
 
     def start(self, workload: Workload) -> "ProcessPool":
@@ -200,8 +199,7 @@ class ProcessPool:
         if not worker.ready:
             raise ExecutorError(
                 f"A worker process must start, but it {ending} before it was ready. Its own "
-                f"message "
-                f"stands above, if it had time for one."
+                "message stands above, if it had time for one."
             )
         self._replace(worker)
         if worker.job is None:
@@ -245,10 +243,9 @@ def _packed(workload: Workload) -> IO[bytes]:
         content = cloudpickle.dumps(workload)
     except Exception as error:
         raise ExecutorError(
-            f"The workload must be able to travel to a worker process, but it cannot be pickled: "
-            f"{error}. "
-            f"Make what it holds (open files, locks, connections) inside it, or use "
-            f"executors.Serial()."
+            "The workload must be able to travel to a worker process, but it cannot be pickled: "
+            f"{error}. Make what it holds (open files, locks, connections) inside it, or use "
+            "executors.Serial()."
         ) from error
     file = tempfile.TemporaryFile()  # noqa: SIM115 (the pool closes it)
     file.write(content)

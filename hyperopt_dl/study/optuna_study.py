@@ -138,8 +138,6 @@ def check_compatible(study: optuna.Study, distributions: Mapping[str, BaseDistri
             except ValueError as error:
                 raise StudyError(
                     f"The space must go on from the stored study {study.study_name!r}, but "
-                    f"{name!r} "
-                    f"was {old} in trial {trial.number} and is {distributions[name]} now. Use "
-                    f"another "
-                    f"study name, or another name for the dimension."
+                    f"{name!r} was {old} in trial {trial.number} and is {distributions[name]} "
+                    "now. Use another study name, or another name for the dimension."
                 ) from error

@@ -266,8 +266,7 @@ class Study:
         if [d.name for d in self._optuna.directions] != ["MINIMIZE"]:
             raise StudyError(
                 "The value of a Training is a loss: the study must have the one direction "
-                "'minimize'. "
-                "For other values, write an objective that calls hyperopt_dl.rollout."
+                "'minimize'. For other values, write an objective that calls hyperopt_dl.rollout."
             )
         missing = sorted(getattr(training, "hparams", frozenset()) - set(self.space))
         if missing:
@@ -299,8 +298,6 @@ def _check(
     if space is not None and space.arrays:
         raise StudyError(
             f"{type(tuner).__name__} proposes single numbers and choices, it cannot propose the "
-            f"Array(s) "
-            f"{list(space.arrays)}. Use a Float for each entry that matters, or fix the array in "
-            f"the "
-            f"training."
+            f"Array(s) {list(space.arrays)}. Use a Float for each entry that matters, or fix the "
+            "array in the training."
         )

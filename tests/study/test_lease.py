@@ -40,7 +40,8 @@ def test_nothing_is_certain_of_another_machine() -> None:
 
 
 def test_a_killed_process_that_nobody_has_waited_for_is_gone() -> None:
-    code = "import json; from hyperopt_dl.study.lease import Lease; print(json.dumps(Lease.here().write()))"
+    code = "import json; from hyperopt_dl.study.lease import Lease; "
+    code += "print(json.dumps(Lease.here().write()))"
     command = [sys.executable, "-c", code + "; import time; time.sleep(60)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
