@@ -1,7 +1,6 @@
 """What an executor is: something that turns jobs into outcomes, and knows nothing of a storage."""
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from hyperopt_dl.trial import Job, Link, Outcome, Workload
@@ -33,12 +32,7 @@ class Pool(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """End every worker, busy or not."""
 
 

@@ -4,7 +4,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -87,12 +86,7 @@ class Progress:
                 f"trial {number} failed ({failure}): {error.strip().rpartition(chr(10))[2]}"
             )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._live is not None:
             self._live.stop()
         elif self.enabled:
