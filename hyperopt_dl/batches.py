@@ -55,7 +55,8 @@ class Batches:
         if batch_size is not None and not _fits(batch_size, self.size):
             raise TrainingError(
                 f"batch_size must lie between 1 and the {self.size} examples of {name}, "
-                f"got {batch_size}. None takes the whole set at every step."
+                f"got {batch_size!r}. None takes the whole set at every step; to tune it, make the "
+                f"Supervised in an objective."
             )
         self.batch_size = batch_size or self.size
         self._shuffled = batch_size is not None

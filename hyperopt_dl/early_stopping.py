@@ -19,7 +19,8 @@ class EarlyStopping:
     Args:
         metric: ``"loss"``, or one of the names that the training's ``metrics`` returns.
         patience: The number of reports without an improvement after which the run ends.
-        mode: Whether a smaller (``"min"``) or a larger (``"max"``) metric is better.
+        mode: Whether a smaller (``"min"``) or a larger (``"max"``) metric is better; needed for
+            every metric but the loss.
         min_delta: The smallest change that counts as an improvement, in the metric's own unit.
 
     Raises:
@@ -28,7 +29,7 @@ class EarlyStopping:
 
     metric: str = "loss"
     patience: int = 3
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -38,6 +39,8 @@ class EarlyStopping:
             )
         if not self.min_delta >= 0:
             raise TrainingError(f"EarlyStopping needs min_delta >= 0, got {self.min_delta}.")
+        if self.mode is None and self.metric == "loss":
+            object.__setattr__(self, "mode", "min")
         if self.mode not in ("min", "max"):
             raise TrainingError(
                 f"EarlyStopping needs mode 'min' or 'max', got {self.mode!r}: say whether a "

@@ -3,6 +3,7 @@
 Letters: p the number of trainable entries.
 """
 
+import copy
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -78,6 +79,16 @@ class Network:
             {n: q.detach().clone() for n, q in own.items() if not q.requires_grad},
             {n: b.detach().clone() for n, b in self._module.named_buffers()},
         )
+
+    def module(self, weights: Weights) -> nn.Module:
+        """Return a copy of the module that holds these weights, in evaluation mode."""
+        module = copy.deepcopy(self._module).eval()
+        held = {**self.unflatten(weights.params), **weights.frozen, **weights.buffers}
+        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        with torch.no_grad():
+            for name, value in held.items():
+                own[name].copy_(value)
+        return module
 
     def unflatten(self, params: Tensor) -> dict[str, Tensor]:
         """Return the named, shaped views of a flat vector ``[p]``."""

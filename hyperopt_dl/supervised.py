@@ -18,6 +18,7 @@ from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.network import Network, Reads, Weights
 from hyperopt_dl.optimizers import Optimizer
+from hyperopt_dl.optimizers.options import Value
 from hyperopt_dl.optimizers.resolve import resolve
 from hyperopt_dl.seeds import derive, seeded
 from hyperopt_dl.training import HParams, State
@@ -95,23 +96,32 @@ class Supervised:
         early_stopping: EarlyStopping | None = None,
         evaluation_batch_size: int = 4096,
     ) -> None:
-        if not callable(model) or not callable(loss):
+        if not callable(model) or not callable(loss) or isinstance(loss, type):
             raise TrainingError(
                 f"model must be an nn.Module or a factory, and loss a function; got "
-                f"{type(model).__name__} and {type(loss).__name__}."
+                f"{type(model).__name__} and {loss!r}."
             )
-        if not isinstance(optimizer, Optimizer):
+        if isinstance(optimizer, type) or not isinstance(optimizer, Optimizer):
             raise TrainingError(
                 f"optimizer must be a twin such as hyperopt_dl.optimizers.SGD(lr='lr'), got "
-                f"{type(optimizer).__name__}. torch.optim writes in place and cannot be replayed."
+                f"{_kind(optimizer)}. torch.optim writes in place and cannot be replayed."
             )
         if not (weights is None or isinstance(weights, str)):
             raise TrainingError(
                 f"weights must be the name of a hyperparameter, got {type(weights).__name__}. "
                 f"Pass the weights as that hyperparameter's value."
             )
+        if not (metrics is None or isinstance(metrics, Mapping)) or "loss" in (metrics or {}):
+            raise TrainingError(
+                f"metrics must map names other than 'loss', which is there anyway, to functions; "
+                f"got {metrics!r}."
+            )
+        if not (early_stopping is None or isinstance(early_stopping, EarlyStopping)):
+            raise TrainingError(
+                f"early_stopping must be EarlyStopping(patience=...), got {early_stopping!r}."
+            )
         self._model = model
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._weights = weights
         self._loss = losses.with_hparams(losses.per_example(loss) if weights else loss)
         self._validation_loss = losses.with_hparams(validation_loss or loss)
@@ -139,7 +149,7 @@ class Supervised:
     @property
     def hparams(self) -> frozenset[str]:
         """The names that the optimizer and the weights use; the model may read others."""
-        return self._optimizer.names() | ({self._weights} if self._weights else frozenset())
+        return self.optimizer.names() | ({self._weights} if self._weights else frozenset())
 
     def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> State:
         """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
@@ -149,7 +159,7 @@ class Supervised:
             "params": weights.params,
             **{FROZEN + name: value for name, value in weights.frozen.items()},
             **{BUFFER + name: value for name, value in weights.buffers.items()},
-            **{SLOT + n: value for n, value in self._optimizer.slots(weights.params).items()},
+            **{SLOT + n: value for n, value in self.optimizer.slots(weights.params).items()},
             "seed": torch.tensor(seed, dtype=torch.int64),
         }
 
@@ -171,7 +181,8 @@ class Supervised:
             loss, buffers = self.inner_loss(network, weights, self.batch(state, t), hparams)
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=recording)
         with torch.set_grad_enabled(recording):
-            return self.update(state, network, gradient, buffers, hparams, t)
+            options = self.options(state, network, hparams, t)
+            return self.update(state, gradient, buffers, options, t)
 
     def network(self, state: State, hparams: HParams) -> Network:
         """Return the structure that a state belongs to."""
@@ -201,19 +212,22 @@ class Supervised:
         weight = _weights_of(self._weights, hparams, self._train.size).to(batch.examples.device)
         return losses.weighted_mean(loss, weight[batch.examples]), buffers
 
+    def options(self, state: State, network: Network, hparams: HParams, t: int) -> dict[str, Value]:
+        """Return the optimizer's options at step ``t``: numbers, 0-dim tensors or ``[p]``."""
+        return resolve(self.optimizer, hparams, t, network.layout, state["params"])
+
     def update(
         self,
         state: State,
-        network: Network,
         gradient: Tensor,
         buffers: Mapping[str, Tensor],
-        hparams: HParams,
+        options: Mapping[str, Value],
         t: int,
     ) -> State:
         """Return the state after the optimizer's step along a gradient ``[p]``."""
-        options = resolve(self._optimizer, hparams, t, network.layout, state["params"])
-        slots = {n.removeprefix(SLOT): v for n, v in state.items() if n.startswith(SLOT)}
-        params, slots = self._optimizer.update(state["params"], gradient, slots, options, t)
+        params, slots = self.optimizer.update(
+            state["params"], gradient, slots_of(state), options, t
+        )
         return {
             **state,
             "params": params,
@@ -241,6 +255,13 @@ class Supervised:
             output, target = self._predict(self._test, state, hparams)
             loss = _scalar(self._validation_loss(output, target, hparams))
             return {"loss": float(loss), **self._measure(output, target)}
+
+    def module(self, state: State, hparams: HParams) -> nn.Module:
+        """Return the network with the weights and buffers of a state, in evaluation mode.
+
+        It is an ordinary module of its own: save its ``state_dict``, or train it further.
+        """
+        return self.network(state, hparams).module(unpack(state))
 
     def _predict(self, data: Batches, state: State, hparams: HParams) -> tuple[Any, Any]:
         device = state["params"].device
@@ -283,6 +304,11 @@ class Supervised:
         return network
 
 
+def slots_of(state: State) -> dict[str, Tensor]:
+    """Return the optimizer's slots in a state of a ``Supervised``."""
+    return {n.removeprefix(SLOT): v for n, v in state.items() if n.startswith(SLOT)}
+
+
 def unpack(state: State) -> Weights:
     """Return what the model's output depends on, in a state of a ``Supervised``."""
     return Weights(
@@ -307,6 +333,10 @@ def _positive(name: str, count: Any) -> int:
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
         raise TrainingError(f"{name} must be a whole number of at least 1, got {count!r}.")
     return int(count)
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _scalar(loss: Tensor) -> Tensor:

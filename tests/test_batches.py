@@ -254,7 +254,7 @@ X, Y = tensors()
         ({"x": X, "y": Y}, {}, "got dict."),
         ("train", {}, "got str."),
         ((X, Y), {"batch_size": 0}, "between 1 and the 10 examples of train, got 0"),
-        ((X, Y), {"batch_size": -4}, "got -4. None takes the whole set at every step."),
+        ((X, Y), {"batch_size": -4}, "got -4. None takes the whole set at every step;"),
         ((X, Y), {"batch_size": 11}, "between 1 and the 10 examples of train, got 11"),
         ((X, Y), {"batch_size": 2.5}, "between 1 and the 10 examples of train, got 2.5"),
     ],

@@ -464,7 +464,7 @@ def test_patience_counts_reports_and_not_steps() -> None:
 
 
 def test_a_metric_that_the_training_does_not_have_fails_the_trial() -> None:
-    outcome = run(Scripted([1.0], stopping=EarlyStopping("accuracy")))
+    outcome = run(Scripted([1.0], stopping=EarlyStopping("accuracy", mode="max")))
     assert outcome.failure == "exception"
     assert "accuracy" in outcome.error
 

@@ -847,8 +847,15 @@ def test_a_pickle_does_not_hold_the_networks_of_past_runs() -> None:
 @pytest.mark.parametrize(
     ("settings", "fragment"),
     [
-        ({"model": 3}, "model must be an nn.Module or a factory, and loss a function; got int"),
-        ({"loss": "mse"}, "loss a function; got Sequential and str"),
+        ({"loss": nn.CrossEntropyLoss}, "loss a function; got"),
+        ({"metrics": {"loss": cross_entropy}}, "names other than 'loss'"),
+        ({"metrics": [cross_entropy]}, "metrics must map names"),
+        ({"early_stopping": 5}, "must be EarlyStopping(patience=...), got 5"),
+        (
+            {"model": 3},
+            "model must be an nn.Module or a factory, and loss a function; got int and ",
+        ),
+        ({"loss": "mse"}, "loss a function; got Sequential and 'mse'"),
         ({"optimizer": 0.1}, "optimizer must be a twin such as"),
         ({"steps": None}, "either steps or epochs, got steps=None and epochs=None"),
         ({"epochs": 2}, "either steps or epochs, got steps=6 and epochs=2"),
@@ -863,7 +870,7 @@ def test_a_pickle_does_not_hold_the_networks_of_past_runs() -> None:
         ({"validation": (torch.ones(3),)}, "validation must hold the inputs and, last, the target"),
         ({"test": (torch.ones(3, 1), torch.ones(4))}, "The tensors of test must have the same"),
         (
-            {"early_stopping": EarlyStopping("accuracy")},
+            {"early_stopping": EarlyStopping("accuracy", mode="max")},
             "EarlyStopping must watch one of ['loss'], got 'accuracy'",
         ),
     ],
@@ -913,3 +920,22 @@ def test_a_loss_that_is_no_number_is_an_error(loss: Any, fragment: str, where: s
     training = supervised(fresh(mlp), vectors(), **{where: loss})
     with pytest.raises(TrainingError, match=fragment):
         training.loss(rollout(training, {}, stop=1), {})
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_module_of_a_state_is_an_ordinary_network_with_its_weights(steps: int) -> None:
+    first = nn.Linear(FEATURES, 5)
+    first.bias.requires_grad_(False)
+    model = nn.Sequential(first, nn.BatchNorm1d(5), nn.Linear(5, CLASSES)).double()
+    data = vectors()
+    training = supervised(model, data)
+    state = rollout(training, {}, seed=4, stop=steps)
+    module = training.module(state, {})
+    assert type(module) is nn.Sequential
+    assert not module.training
+    torch.testing.assert_close(cross_entropy(module(data[0]), data[1]), training.loss(state, {}))
+    before = state["params"].clone()
+    with torch.no_grad():
+        module.get_parameter("0.weight").zero_()
+    assert torch.equal(state["params"], before)
+    assert not torch.equal(first.weight, module.get_parameter("0.weight"))

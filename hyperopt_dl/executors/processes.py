@@ -57,6 +57,11 @@ class Processes:
     threads_per_worker: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.devices, int):
+            raise ExecutorError(
+                f"devices must be names, got {self.devices}. For so many workers on each device, "
+                f"write Processes(per_device={self.devices})."
+            )
         slots(self.devices, self.per_device)
         if self.threads_per_worker is not None and self.threads_per_worker < 1:
             raise ExecutorError(

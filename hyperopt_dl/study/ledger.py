@@ -145,11 +145,16 @@ class Ledger:
         """Say in words how the trials went, with the last error."""
         trials = self.trials()
         if not trials:
-            return "the study has no trials"
+            return "the study has no trials."
         counts = {state.name: sum(t.state == state for t in trials) for state in TrialState}
         told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         errors = [trial.user_attrs[ERROR] for trial in trials if ERROR in trial.user_attrs]
-        return told + (f"; the last error: {errors[-1].splitlines()[-1]}" if errors else "")
+        if not errors:
+            return f"{told}."
+        return (
+            f"{told}; the last error: {errors[-1].splitlines()[-1]} (its traceback is in the "
+            f"trial's user_attrs['error'])."
+        )
 
     def _prepare(self, link: TrialLink, seed: int) -> tuple[Job, TrialLink]:
         number = link.trial.number

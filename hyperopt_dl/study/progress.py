@@ -80,11 +80,11 @@ class Progress:
             self._print(self.tally.line(now))
 
     def failed(self, number: int, failure: str, error: str) -> None:
-        """Show why a trial failed: the kind, and the last line of the error."""
+        """Show why a trial failed: of the first one all, of others the last line of the error."""
         if self.enabled:
-            self._print(
-                f"trial {number} failed ({failure}): {error.strip().rpartition(chr(10))[2]}"
-            )
+            first = self.tally.ended["failed"] == 1
+            shown = error.strip() if first else error.strip().rpartition("\n")[2]
+            self._print(f"trial {number} failed ({failure}): {shown}")
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:

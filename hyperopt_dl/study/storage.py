@@ -16,6 +16,8 @@ Storage: TypeAlias = str | os.PathLike[str] | BaseStorage | None
 
 STALE_LOCK = 5
 """Seconds after which the lock of a process that was killed while it held it is taken away."""
+JOURNAL = b'{"op_code":'
+"""How every record of a journal starts."""
 _logger = logging.getLogger(__name__)
 
 
@@ -46,6 +48,7 @@ def open_storage(storage: Storage) -> BaseStorage:
     if path.is_dir():
         raise StudyError(f"storage must be a file, {path} is a directory. Name a file in it.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _must_be_a_journal(path)
     lock = JournalFileSymlinkLock(str(path), grace_period=STALE_LOCK)
     backend = JournalFileBackend(str(path), lock_obj=lock)
     _mend(path, lock)
@@ -53,10 +56,28 @@ def open_storage(storage: Storage) -> BaseStorage:
 
 
 def default_name(storage: Storage) -> str | None:
-    """Return a name for a study without one: a file's stem, so that a rerun continues."""
-    if isinstance(storage, (str, os.PathLike)) and "://" not in os.fspath(storage):
-        return Path(storage).stem
-    return None
+    """Return a name for a study without one, the file's or database's, so that a rerun goes on.
+
+    Memory and storage objects have none; Optuna makes one up.
+    """
+    if not isinstance(storage, (str, os.PathLike)):
+        return None
+    return Path(os.fspath(storage).partition("?")[0]).stem
+
+
+def _must_be_a_journal(path: Path) -> None:
+    """Raise, before anything is written, if a file is something else than a journal."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(JOURNAL))
+    if start != JOURNAL[: len(start)]:
+        database = start.startswith(b"SQLite")
+        advice = f"Write 'sqlite:///{path}'." if database else "Name another file."
+        raise StudyError(
+            f"storage must be a journal of Optuna's, {path} is "
+            f"{'an SQLite database' if database else 'something else'}. {advice}"
+        )
 
 
 def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:

@@ -59,8 +59,10 @@ class Study:
     ) -> None:
         self.space = None if space is None else space if isinstance(space, Space) else Space(space)
         tuner = TPESampler() if tuner is None else tuner
-        wanted = [direction] if directions is None and direction is not None else directions
-        _check(self.space, tuner, pruner, wanted)
+        if direction is not None and directions is not None:
+            raise StudyError("Give direction (of one objective) or directions, not both.")
+        wanted = [direction] if direction is not None else directions
+        _check(self.space, tuner, pruner, wanted, seed)
         opened = open_storage(storage)
         study = open_study(
             opened,
@@ -136,6 +138,8 @@ class Study:
 
     def ask(self, n: int | None = None) -> Trial | list[Trial]:
         """Return a new trial, or a list of ``n``, to be evaluated by the caller and told."""
+        if n is not None and n < 1:
+            raise StudyError(f"ask needs n >= 1 trials, got {n}.")
         trials = []
         for _ in range(1 if n is None else n):
             job, link = self._ledger.ask()
@@ -147,7 +151,7 @@ class Study:
     ) -> None:
         """Record how a trial ended.
 
-        A value that is no finite number makes it a failed trial, as in ``optimize``.
+        A value that is no finite number, or none, makes it a failed trial, as in ``optimize``.
 
         Args:
             trial: A trial, or its number.
@@ -158,8 +162,12 @@ class Study:
             StudyError: The trial is not running, or values and state contradict each other.
         """
         number = trial.number if isinstance(trial, Trial) else trial
-        if state not in (None, TrialState.COMPLETE) and values is not None:
+        if state in (TrialState.RUNNING, TrialState.WAITING):
+            raise StudyError(f"A trial is told as COMPLETE, PRUNED or FAIL, got {state.name}.")
+        if (state in (TrialState.PRUNED, TrialState.FAIL)) and values is not None:
             raise StudyError(f"A trial told as {state.name} has no values, got {values!r}.")
+        if state == TrialState.COMPLETE and values is None:
+            raise StudyError("A trial told as COMPLETE has a value, got none.")
         trials = self._ledger.trials()
         if not 0 <= number < len(trials) or trials[number].state != TrialState.RUNNING:
             got = trials[number].state.name if 0 <= number < len(trials) else "not in the study"
@@ -219,13 +227,18 @@ class Study:
                 ``"interrupted"``, and do not count towards ``total_trials``.
         """
         self._check_run(workload, n_trials, total_trials, retries)
+        executor = Serial() if executor is None else executor
+        if isinstance(executor, type) or not hasattr(executor, "start"):
+            raise StudyError(
+                f"executor must be an object such as executors.Processes(), got {executor!r}."
+            )
         limits = Limits(n_trials, total_trials, timeout, retries)
         self._optimizing, self._optuna.stopping = True, False
         try:
             loop = Loop(self._ledger, limits, list(callbacks))
             if not loop.may_start():
                 return
-            with (executor or Serial()).start(workload) as pool:
+            with executor.start(workload) as pool:
                 try:
                     with Progress(loop.tally, enabled=progress) as shown:
                         loop.run(pool, shown)
@@ -245,10 +258,15 @@ class Study:
                 f"{total_trials}."
             )
         for name, number in (("n_trials", n_trials), ("total_trials", total_trials)):
-            if number is not None and number < 0:
-                raise StudyError(f"{name} must be at least 0, got {number}.")
+            if number is not None and (not isinstance(number, int) or number < 0):
+                raise StudyError(f"{name} must be a whole number of at least 0, got {number!r}.")
         if retries < 0:
             raise StudyError(f"retries must be at least 0, got {retries}.")
+        if isinstance(workload, type):
+            raise StudyError(
+                f"A workload must be a function of a trial or a Training, got the class "
+                f"{workload.__name__}. Make an object of it."
+            )
         if isinstance(workload, Training):
             self._check_training(workload)
         elif not callable(workload):
@@ -277,8 +295,14 @@ class Study:
 
 
 def _check(
-    space: Space | None, tuner: object, pruner: object, directions: Sequence[str] | None
+    space: Space | None,
+    tuner: object,
+    pruner: object,
+    directions: Sequence[str] | None,
+    seed: object,
 ) -> None:
+    if seed is not None and not isinstance(seed, int):
+        raise StudyError(f"seed must be a whole number or None, got {seed!r}.")
     if not isinstance(tuner, BaseSampler):
         raise StudyError(
             f"tuner must be a sampler object such as optuna.samplers.TPESampler(), got {tuner!r}."

@@ -53,6 +53,11 @@ def test_what_is_not_there_is_refused_at_construction(
         hd.executors.Processes(devices=devices, per_device=per_device)
 
 
+def test_a_number_of_devices_is_refused_and_the_number_of_workers_named() -> None:
+    with pytest.raises(hd.ExecutorError, match=r"Processes\(per_device=2\)"):
+        hd.executors.Processes(2)  # type: ignore[arg-type]
+
+
 def test_threads_must_be_positive() -> None:
     with pytest.raises(hd.ExecutorError, match="threads_per_worker must be at least 1"):
         hd.executors.Processes(threads_per_worker=0)

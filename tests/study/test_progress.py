@@ -40,7 +40,7 @@ def study() -> hd.Study:
 
 
 def objective(trial: hd.Trial) -> float:
-    if trial.number == 1:
+    if trial.number > 0:
         raise ValueError("first\nlast line [bold]")
     return 1.5
 
@@ -50,8 +50,10 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     out, error = capsys.readouterr()
     lines = error.splitlines()
     assert out == ""
-    assert "trial 1 failed (exception): last line [bold]" in lines
-    assert lines[-1].startswith("3/3 trials · 0 running · 1 failed · 0 pruned · best 1.5 · ")
+    assert "trial 1 failed (exception): Traceback (most recent call last):" in lines
+    assert "ValueError: first" in lines
+    assert "trial 2 failed (exception): last line [bold]" in lines
+    assert lines[-1].startswith("3/3 trials · 0 running · 2 failed · 0 pruned · best 1.5 · ")
 
 
 def test_silence_on_demand(capfd: pytest.CaptureFixture[str]) -> None:

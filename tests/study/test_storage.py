@@ -74,9 +74,39 @@ def test_a_journal_without_a_name_is_called_after_its_file(tmp_path: Path) -> No
     assert len(again.trials) == 1
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite:///a.db", optuna.storages.InMemoryStorage()])
-def test_other_storages_do_not_name_a_study(storage: Any) -> None:
-    assert default_name(storage) is None
+@pytest.mark.parametrize(
+    ("storage", "name"),
+    [
+        (None, None),
+        (optuna.storages.InMemoryStorage(), None),
+        (Path("runs/net.v2.log"), "net.v2"),
+        ("sqlite:///runs/net.db", "net"),
+        ("postgresql://me:secret@host:5432/net?sslmode=require", "net"),
+    ],
+    ids=str,
+)
+def test_a_study_without_a_name_is_called_after_its_storage(storage: Any, name: str | None) -> None:
+    assert default_name(storage) == name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"SQLite format 3\x00rest", "an SQLite database. Write 'sqlite:///"),
+        (b"some notes\nwithout a newline", "something else. Name another file"),
+        (bytes(range(40)), "something else"),
+        (b"{}\n", "something else"),
+    ],
+)
+def test_a_file_that_is_no_journal_is_refused_and_left_alone(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "precious"
+    path.write_bytes(content)
+    with pytest.raises(hd.StudyError, match=message):
+        hd.Study(SPACE, storage=path)
+    assert path.read_bytes() == content
+    assert [each.name for each in tmp_path.iterdir()] == ["precious"]
 
 
 def test_two_studies_share_a_storage_by_name(tmp_path: Path) -> None:

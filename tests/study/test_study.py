@@ -102,6 +102,30 @@ def test_a_trial_cannot_be_told_twice() -> None:
     assert study.trials[0].value == 1.0
 
 
+@pytest.mark.parametrize(
+    ("values", "state", "message"),
+    [
+        (1.0, TrialState.PRUNED, "told as PRUNED has no values, got 1.0"),
+        (1.0, TrialState.RUNNING, "told as COMPLETE, PRUNED or FAIL, got RUNNING"),
+        (None, TrialState.COMPLETE, "told as COMPLETE has a value, got none"),
+    ],
+)
+def test_a_state_that_contradicts_the_value_is_refused_and_the_trial_goes_on(
+    values: float | None, state: TrialState, message: str
+) -> None:
+    study = hd.Study(SPACE, seed=0)
+    trial = study.ask()
+    with pytest.raises(hd.StudyError, match=message):
+        study.tell(trial, values, state=state)
+    assert states(study) == ["RUNNING"]
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_ask_for_no_trial_is_refused(n: int) -> None:
+    with pytest.raises(hd.StudyError, match="n >= 1"):
+        hd.Study(SPACE).ask(n)
+
+
 def test_a_trial_that_does_not_exist_cannot_be_told() -> None:
     with pytest.raises(hd.StudyError, match=r"Trial 7 .* not in the study"):
         hd.Study(SPACE).tell(7, 1.0)
@@ -426,6 +450,8 @@ def test_a_study_leaves_the_global_generators_alone() -> None:
         ({"pruner": "median"}, "pruner must be a pruner object"),
         ({"direction": "down"}, "'minimize' or 'maximize'"),
         ({"directions": []}, "'minimize' or 'maximize'"),
+        ({"direction": "minimize", "directions": ["minimize"]}, "not both"),
+        ({"seed": "0"}, "seed must be a whole number or None, got '0'"),
         ({"storage": 3}, "storage must be None, a path"),
     ],
 )
@@ -443,7 +469,11 @@ def test_an_array_under_a_black_box_tuner_is_refused_by_name() -> None:
     ("workload", "options", "message"),
     [
         (bowl, {"n_trials": 1, "total_trials": 1}, "n_trials .* or total_trials"),
-        (bowl, {"n_trials": -1}, "n_trials must be at least 0"),
+        (bowl, {"n_trials": -1}, "n_trials must be a whole number of at least 0, got -1"),
+        (bowl, {"n_trials": 2.5}, "n_trials must be a whole number of at least 0, got 2.5"),
+        (bowl, {"executor": hd.executors.Serial}, "executor must be an object"),
+        (bowl, {"executor": "processes"}, "executor must be an object .* got 'processes'"),
+        (Shrinking, {}, "got the class Shrinking. Make an object of it"),
         (bowl, {"retries": -1}, "retries must be at least 0"),
         (3, {}, "a function of a trial or a Training"),
     ],

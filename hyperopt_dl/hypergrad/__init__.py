@@ -1,0 +1,7 @@
+"""Hypergradients: the derivative of the outer loss of a training in its hyperparameters."""
+
+from hyperopt_dl.hypergrad.estimator import Estimator
+from hyperopt_dl.hypergrad.hypergradient import hypergradient
+from hyperopt_dl.hypergrad.reverse import Reverse
+
+__all__ = ["Estimator", "Reverse", "hypergradient"]

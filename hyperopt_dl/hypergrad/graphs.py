@@ -1,0 +1,249 @@
+"""One trace of a training step, divided into the graphs that the sweeps replay.
+
+J(u, x, tensors) -> ((g, aux), (Hu, mixed)) is traced once: x the parameters, g the gradient of the
+loss there, aux what else the loss returns, u the adjoint of g, Hu = d(g·u)/dx, mixed the
+d(g·u)/dtensors[i]. Its nodes are early, if g or aux need them, or late::
+
+    early  x, tensors ── forward pass ── backward pass ──▶ g, aux
+                                │ saved │
+    late                        ▼       ▼
+                   u ── back through both of them ───────▶ Hu, mixed
+
+    G  early           x, tensors    -> g, aux
+    A  early           x, tensors    -> g, aux, saved
+    B  late            u, saved      -> Hu, mixed
+    H  early and late  u, x, tensors -> Hu, mixed      (without what only g and aux need)
+
+A node with an effect stays where it is, needed or not: a draw of random numbers moves the generator
+for those after it.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Tensors: TypeAlias = tuple[Tensor, ...]
+Joint: TypeAlias = Callable[..., tuple[Tensors, Tensors]]
+"""``J(u, x, *tensors) -> ((g, *aux), (Hu, *mixed))``."""
+
+_SAME = frozenset({"aten::detach", "aten::alias"})
+_SILENT = frozenset(
+    {"aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"}
+)
+"""Operators that write into running statistics, and whose schema does not say so."""
+
+
+class CutError(RuntimeError):
+    """A graph that cannot be divided; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The four graphs of a training step; no call records anything for autograd."""
+
+    G: Callable[..., Tensors]
+    A: Callable[..., Tensors]
+    B: Callable[..., Tensors]
+    H: Callable[..., Tensors]
+    outputs: int
+    """How many of A's outputs are g and aux; the others are saved."""
+
+    def gradient(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
+        """Return g and aux."""
+        g, *aux = _replay(self.G, x, *tensors)
+        return g, tuple(aux)
+
+    def linearize(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors, "Activations"]:
+        """Return g, aux and what B reads of the step."""
+        values = _replay(self.A, x, *tensors)
+        saved = Activations(values[self.outputs :], self.B)
+        return values[0], values[1 : self.outputs], saved
+
+    def product(self, x: Tensor, tensors: Tensors, u: Tensor) -> tuple[Tensor, Tensors]:
+        """Return Hu and the mixed products."""
+        Hu, *mixed = _replay(self.H, u, x, *tensors)
+        return Hu, tuple(mixed)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one step saved, and the graph that reads it."""
+
+    saved: Tensors
+    B: Callable[..., Tensors]
+
+    def pull(self, u: Tensor) -> tuple[Tensor, Tensors]:
+        """Return Hu and the mixed products."""
+        Hu, *mixed = _replay(self.B, u, *self.saved)
+        return Hu, tuple(mixed)
+
+    def tensors(self) -> Tensors:
+        """Return the tensors that are held."""
+        return self.saved
+
+
+def trace(joint: Joint, u: Tensor, x: Tensor, tensors: Tensors) -> Graphs:
+    """Trace J on example tensors, which must be distinct objects, and divide it.
+
+    Two inputs that are one object would become one input of the graph, silently. Draws from the
+    default generators, and writes into what it is given as the traced function does.
+
+    Raises:
+        CutError: The trace cannot be divided by dependence on u.
+        Exception: Whatever the tracer raises where the function looks at the value of a tensor.
+    """
+    # Modes are local to a thread, and on a GPU the backward pass runs in one of its own.
+    with torch.autograd.set_multithreading_enabled(False):
+        return split(make_fx(joint)(u, x, *tensors))
+
+
+def _replay(graph: Callable[..., Tensors], *tensors: Tensor) -> Tensors:
+    device = tensors[0].device.type
+    with torch.no_grad():
+        if not torch.is_autocast_enabled(device):
+            return graph(*tensors)
+        with torch.autocast(device, enabled=False):  # the graph has the casts in it
+            return graph(*tensors)
+
+
+def split(joint: fx.GraphModule) -> Graphs:
+    """Divide the trace of J."""
+    _drop_same(joint.graph)
+    *nodes, output = joint.graph.nodes
+    u, *inputs = (node for node in nodes if node.op == "placeholder")
+    first, second = output.args[0]
+    memory = _memory(nodes)
+    of_u = _dependent(nodes, u, memory)
+    if not of_u.isdisjoint((*first, *inputs)):
+        raise CutError("the second backward pass writes into what the first one returns")
+    both = _needed(nodes, second)
+    early = _needed([node for node in nodes if node not in of_u], (*first, *inputs))
+    late = [node for node in both if node not in set(early)]
+    _check_order(nodes, set(early), set(late), memory)
+    read = {*second, *(argument for node in late for argument in node.all_input_nodes)}
+    saved = [node for node in early if node in read]
+    return Graphs(
+        G=_function(joint, early, inputs, first),
+        A=_function(joint, early, inputs, (*first, *saved)),
+        B=_function(joint, late, (u, *saved), second),
+        H=_function(joint, both, (u, *inputs), second),
+        outputs=len(first),
+    )
+
+
+def _drop_same(graph: fx.Graph) -> None:
+    """Take out what only guards against autograd: at replay there is none."""
+    for node in list(graph.nodes):
+        if _name(node) in _SAME:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _dependent(
+    nodes: Iterable[fx.Node], u: fx.Node, memory: Mapping[fx.Node, fx.Node]
+) -> set[fx.Node]:
+    """Return the nodes that depend on u: by reading it, or by sharing memory with what does.
+
+    Memory that a dependent node writes into is so from its making: a backward pass has to leave
+    what was saved as it found it.
+    """
+    dependent, touched = {u}, {u}
+    size = 0
+    while size < len(dependent):
+        size = len(dependent)
+        for node in nodes:
+            if memory[node] in touched or not dependent.isdisjoint(node.all_input_nodes):
+                dependent.add(node)
+                touched.update(memory[target] for target in _written(node))
+    return dependent
+
+
+def _check_order(
+    nodes: Iterable[fx.Node],
+    early: set[fx.Node],
+    late: set[fx.Node],
+    memory: Mapping[fx.Node, fx.Node],
+) -> None:
+    """Raise if it matters that all early nodes now come before all late ones."""
+    read: set[fx.Node] = set()
+    for node in nodes:
+        if node in late:
+            if _draws(node):
+                raise CutError(f"{_name(node)} draws random numbers in the second backward pass")
+            read.update(memory[argument] for argument in node.all_input_nodes)
+        elif node in early and not read.isdisjoint(memory[target] for target in _written(node)):
+            raise CutError(f"{_name(node)} writes into what the second backward pass has read")
+
+
+def _needed(members: Sequence[fx.Node], outputs: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return the members that the outputs need, and those with an effect and what these need."""
+    needed = {*outputs, *(node for node in members if _draws(node) or _written(node))}
+    for node in reversed(members):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node for node in members if node in needed]
+
+
+def _function(
+    joint: fx.GraphModule,
+    members: Iterable[fx.Node],
+    inputs: Iterable[fx.Node],
+    outputs: Iterable[fx.Node],
+) -> Callable[..., Tensors]:
+    """Return the members, in their order, as a function from the inputs to the outputs."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in members:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in outputs))
+    function: Callable[..., Tensors] = fx.GraphModule(joint, graph).forward
+    return function
+
+
+def _memory(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Return for each node the one that made the memory which it holds."""
+    memory: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        viewed = [argument for argument, _ in _aliased(node)]
+        if node.target is operator.getitem:
+            viewed = node.all_input_nodes
+        memory[node] = memory[viewed[0]] if viewed else node
+    return memory
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """Return the arguments that the node writes into."""
+    if _name(node) in _SILENT:
+        return [node for node in node.args[3:5] if isinstance(node, fx.Node)]
+    return [argument for argument, written in _aliased(node) if written]
+
+
+def _aliased(node: fx.Node) -> list[tuple[fx.Node, bool]]:
+    """Return the arguments that share memory with a result, and whether they are written into."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    found = []
+    for i, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None:
+            value: Any = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            written = argument.alias_info.is_write
+            found += [(each, written) for each in values if isinstance(each, fx.Node)]
+    return found
+
+
+def _draws(node: fx.Node) -> bool:
+    """Return whether the node draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _name(node: fx.Node) -> str:
+    """Return the operator's name without its overload, such as ``aten::add``."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name)

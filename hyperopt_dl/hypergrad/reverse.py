@@ -1,0 +1,198 @@
+"""Reverse mode: the exact hypergradient by one sweep back through the run.
+
+Letters: T the steps; s[t] the state before step t; E the outer loss; α[t] = dE/ds[t]; A, B the
+derivatives of a step in the state and in λ: ``α[t] = α[t + 1] A[t]``, ``dE/dλ = Σ α[t + 1] B[t]``
+(Franceschi, Donini, Frasconi, Pontil 2017, section 3.2).
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad import trajectory
+from hyperopt_dl.hypergrad.memory import available_bytes
+from hyperopt_dl.hypergrad.snapshots import InMemory, Snapshots, TwoLevel, size_of
+from hyperopt_dl.hypergrad.split_step import SplitStep
+from hyperopt_dl.hypergrad.whole_step import Adjoint, WholeStep
+from hyperopt_dl.supervised import Supervised
+from hyperopt_dl.training import Training
+
+Memory: TypeAlias = Literal["auto", "activations", "all", "sqrt"] | int | str
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+AUTO_SHARE = 0.25
+"""The part of the memory that is free which ``memory="auto"`` takes for itself."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """The exact hypergradient by reverse mode, in as much memory as it is given.
+
+    The run is computed forward without a graph; a sweep back from the last step then differentiates
+    one step at a time. Its cost does not depend on the number of hyperparameters: thousands of
+    data weights cost what a learning rate costs. All settings of ``memory`` give the same numbers,
+    up to rounding where activations are kept instead of computed again.
+
+    Args:
+        memory: What is kept on the way forward.
+
+            * ``"activations"``: the graph of every step; the fastest, the most memory;
+            * ``"all"``: the state before every step;
+            * ``"sqrt"``: about ``2 sqrt(T)`` states, for one more run of the steps;
+            * an int: so many states (the binomial schedule of Griewank and Walther 2000);
+            * a size, such as ``"4GiB"``: as many states as fit into it;
+            * ``"auto"``: the states of every step where they fit into a quarter of the free memory,
+              else as many as fit.
+        last: Differentiate only the last so many steps. Memory and time shrink, and the result is
+            *biased*: what earlier steps owe to the hyperparameters is left out (truncated
+            back-propagation; Shaban et al. 2019 bound the bias where the inner problem is strongly
+            convex). ``None`` differentiates all of them.
+        spill: A folder for states that do not fit into the size given as ``memory``; with it all
+            states are kept. The files are removed in the end, also after an exception.
+
+    Raises:
+        TrainingError: A setting that is none of these.
+
+    Example:
+        >>> import hyperopt_dl as hd
+        >>> hd.hypergrad.Reverse(memory="sqrt")
+        Reverse(memory='sqrt', last=None, spill=None)
+    """
+
+    memory: Memory = "auto"
+    last: int | None = None
+    spill: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and self.last < 1:
+            raise TrainingError(f"Reverse needs last >= 1 (steps), got {self.last}.")
+        if isinstance(self.memory, int):
+            if self.memory < 1:
+                raise TrainingError(f"Reverse needs memory >= 1 (snapshots), got {self.memory}.")
+        elif self.memory not in ("auto", "activations", "all", "sqrt"):
+            budget_bytes(self.memory)
+        if self.spill is not None and (
+            isinstance(self.memory, int) or self.memory in ("activations", "all", "sqrt")
+        ):
+            raise TrainingError(
+                f"spill= goes with a size such as memory='4GiB', which says what stays in memory; "
+                f"got memory={self.memory!r}."
+            )
+
+    def __call__(
+        self,
+        training: Training,
+        hparams: Mapping[str, Any],
+        *,
+        seed: int,
+        device: torch.device | str,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the outer loss (0-dim) and its derivative by name, as ``Estimator`` says."""
+        run = steps_of(training, hparams, seed=seed, device=torch.device(device))
+        start = 0 if self.last is None else max(0, training.steps - self.last)
+        if self.memory == "activations":
+            value = _sweep_recorded(run, training.steps, start)
+        else:
+            actions, snapshots = self._plan(run, training.steps, start)
+            with snapshots:
+                value = _sweep(run, actions, snapshots, start)
+        return value, run.gathered.gradient(getattr(training, "hparams", frozenset()))
+
+    def _plan(
+        self, run: WholeStep, steps: int, start: int
+    ) -> tuple[Iterable[trajectory.Action], Snapshots]:
+        """Return the schedule and the place for its snapshots."""
+        match self.memory:
+            case "all":
+                return trajectory.keep_all(steps, start=start), InMemory()
+            case "sqrt":
+                return trajectory.square_root(steps, start=start), InMemory()
+            case int(slots):
+                return trajectory.binomial(steps, slots, start=start), InMemory()
+        before = run.initial()
+        after = run.advance(before, 0)
+        state_bytes = size_of(before, after) - size_of(before)
+        budget = (
+            int(AUTO_SHARE * available_bytes(run.device))
+            if self.memory == "auto"
+            else budget_bytes(str(self.memory))
+        )
+        _logger.info("Reverse: states of %d bytes, a budget of %d bytes.", state_bytes, budget)
+        if self.spill is not None:
+            return trajectory.keep_all(steps, start=start), TwoLevel(Path(self.spill), budget)
+        return trajectory.for_budget(steps, state_bytes, budget, start=start), InMemory()
+
+
+def steps_of(
+    training: Training, hparams: Mapping[str, Any], *, seed: int, device: torch.device
+) -> WholeStep:
+    """Return the steps of a run and their derivatives, split at the gradient where that can be."""
+    if type(training) is Supervised:  # a subclass may have a step of its own
+        return SplitStep(training, hparams, seed=seed, device=device)
+    return WholeStep(training, hparams, seed=seed, device=device)
+
+
+def budget_bytes(text: str) -> int:
+    """Return the bytes in a size such as ``"4GiB"`` or ``"500 MB"``.
+
+    Raises:
+        TrainingError: It is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*", str(text))
+    if match is None:
+        raise TrainingError(
+            f"memory must be 'auto', 'activations', 'all', 'sqrt', a number of snapshots, or a "
+            f"size such as '4GiB' or '500MB', got {text!r}."
+        )
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _sweep(
+    run: WholeStep, actions: Iterable[trajectory.Action], snapshots: Snapshots, start: int
+) -> Tensor:
+    """Carry out a schedule and return E; dE/dλ is gathered by ``run``."""
+    state, value = run.initial(), torch.empty(())
+    adjoint: Adjoint = {}
+    for action in actions:
+        match action:
+            case trajectory.Store(t):
+                snapshots.put(t, state)
+            case trajectory.Advance(first, stop):
+                for t in range(first, stop):
+                    state = run.advance(state, t)
+            case trajectory.Restore(t):
+                state = snapshots.get(t)
+            case trajectory.Free(t):
+                snapshots.free(t)
+            case trajectory.Final():
+                value, adjoint = run.pull_loss(state)
+            case trajectory.Reverse(t):
+                adjoint = run.pull(run.record(state, t)[1], adjoint)
+    if start == 0:
+        run.pull_initial(adjoint)
+    return value
+
+
+def _sweep_recorded(run: WholeStep, steps: int, start: int) -> Tensor:
+    """Sweep with the graph of every step kept from the way forward."""
+    state = run.initial()
+    for t in range(start):
+        state = run.advance(state, t)
+    tape = []
+    for t in range(start, steps):
+        state, recorded = run.record(state, t)
+        tape.append(recorded)
+    value, adjoint = run.pull_loss(state)
+    while tape:
+        adjoint = run.pull(tape.pop(), adjoint)
+    if start == 0:
+        run.pull_initial(adjoint)
+    return value

@@ -1,0 +1,187 @@
+"""The derivative of a step of ``Supervised``, split at the gradient.
+
+A step is ``g = ∇ℓ(x)`` followed by the optimizer's rule ``(x, z, g, λ) -> (x', z')``. The adjoint
+passes back through the rule, a few vector operations, and gives u, the adjoint of g; the Hessian
+product ``Hu`` and the mixed products ``u ∂g/∂λ`` are all that is left of the network. Their graphs
+are traced once and replayed (``hypergrad.traced``).
+
+Letters: x the p parameters; z the optimizer's slots; ℓ the training loss on a batch; g its
+gradient; H its Hessian; u the adjoint of g; λ the hyperparameters.
+"""
+
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.batches import Batch
+from hyperopt_dl.hypergrad.adjoints import Step, adjoint_of
+from hyperopt_dl.hypergrad.agreement import Example
+from hyperopt_dl.hypergrad.eager import Eager, Loss, Saved, saved_bytes
+from hyperopt_dl.hypergrad.traced import Traced, choose
+from hyperopt_dl.hypergrad.whole_step import Adjoint, WholeStep
+from hyperopt_dl.network import Weights
+from hyperopt_dl.seeds import derive
+from hyperopt_dl.supervised import SLOT, Supervised, slots_of, unpack
+from hyperopt_dl.training import State
+
+PROBES = 3
+"""How many inputs, different in everything, a trace is compared on before it is believed."""
+TRACED_FROM = 50
+"""Steps from which on a run is worth a trace, which costs as much as some dozens of them."""
+
+
+class Recorded(NamedTuple):
+    """One step: what the rule's adjoint, its options and the Hessian product need."""
+
+    step: Step
+    options: Mapping[str, Any]
+    saved: Saved
+
+
+class SplitStep(WholeStep):
+    """The steps of one run of a ``Supervised``, with their derivatives.
+
+    Args:
+        training: The training.
+        hparams: Its hyperparameters, of which those that are floating are differentiated.
+        seed: Seed of the run.
+        device: Device of the run.
+    """
+
+    def __init__(
+        self, training: Supervised, hparams: Mapping[str, Any], *, seed: int, device: torch.device
+    ) -> None:
+        super().__init__(training, hparams, seed=seed, device=device)
+        self._supervised = training
+        state = self.initial()
+        self._network = training.network(state, self.gathered.hparams)
+        self._rule = adjoint_of(training.optimizer)
+        self._used = self._used_by_the_loss(state)
+        self._derivatives = self._choose(state)
+
+    def advance(self, state: State, t: int) -> State:
+        """Return s[t + 1], without a graph."""
+        training = self._supervised
+        with training.draws(state, t):
+            tensors = self._tensors(state, t)
+            g, buffers = self._derivatives.gradient(state["params"], tensors)
+        with torch.no_grad():
+            options = training.options(state, self._network, self.gathered.hparams, t)
+            return training.update(state, g, self._named(state, buffers), options, t)
+
+    def record(self, state: State, t: int) -> tuple[State, Any]:
+        """Return s[t + 1], and what the adjoints of the rule and of the gradient need."""
+        training, hparams = self._supervised, self.gathered.hparams
+        with training.draws(state, t):
+            tensors = self._tensors(state, t)
+            g, buffers, saved = self._derivatives.linearize(state["params"], tensors)
+        with torch.enable_grad():
+            options = training.options(state, self._network, hparams, t)
+        plain = {n: v.detach() if isinstance(v, Tensor) else v for n, v in options.items()}
+        with torch.no_grad():
+            after = training.update(state, g, self._named(state, buffers), plain, t)
+        step = Step(state["params"], slots_of(state), g, slots_of(after), plain, t)
+        return after, Recorded(step, options, saved)
+
+    def pull(self, recorded: Any, adjoint: Adjoint) -> Adjoint:
+        """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""
+        step, options, saved = recorded
+        x_bar = adjoint["params"] if "params" in adjoint else torch.zeros_like(step.x)
+        pulled = self._rule(step, x_bar, slots_of(adjoint))
+        reached = [name for name in pulled.options if options[name].requires_grad]
+        self.gathered.pull([options[n] for n in reached], [pulled.options[n] for n in reached], {})
+        Hu, mixed = self._derivatives.pull(saved, pulled.u)
+        for name, product in zip(self._used, mixed, strict=True):
+            self.gathered.add(name, product)
+        slots = {SLOT + name: value for name, value in pulled.slots.items()}
+        return {"params": pulled.x + Hu, **slots}
+
+    def saved_bytes(self, state: State) -> int:
+        """Return the bytes that one recorded step keeps, beside the state before it."""
+        recorded: Recorded = self.record(state, 0)[1]
+        return saved_bytes(recorded.saved, beside=state.values())
+
+    def _named(self, state: State, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip(unpack(state).buffers, buffers, strict=True))
+
+    def _tensors(self, state: State, t: int) -> tuple[Tensor, ...]:
+        """Return everything but the parameters that the loss of step t may depend on."""
+        weights = unpack(state)
+        batch = self._supervised.batch(state, t)
+        return (
+            *weights.frozen.values(),
+            *weights.buffers.values(),
+            *batch.inputs,
+            batch.target,
+            batch.examples,
+            *self.gathered.leaves.values(),  # also those that have no derivative: they may be read
+        )
+
+    def _loss(self, state: State, width: int) -> Loss:
+        """Return the training loss as a function of x and of ``width`` tensors of ``_tensors``."""
+        frozen, buffers = (tuple(part) for part in unpack(state)[1:])
+        leaves, hparams = tuple(self.gathered.leaves), self.gathered.hparams
+        training, network = self._supervised, self._network
+        inputs = width - len(frozen) - len(buffers) - 2 - len(leaves)
+
+        def loss(x: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            parts = iter(tensors)
+            weights = Weights(
+                x, {name: next(parts) for name in frozen}, {name: next(parts) for name in buffers}
+            )
+            batch = Batch(tuple(next(parts) for _ in range(inputs)), next(parts), next(parts))
+            given = {**hparams, **{name: next(parts) for name in leaves}}
+            value, after = training.inner_loss(network, weights, batch, given)
+            return value, tuple(after[name] for name in buffers)
+
+        return loss
+
+    def _used_by_the_loss(self, state: State) -> tuple[str, ...]:
+        """Return the hyperparameters that the training loss itself depends on."""
+        training, leaves = self._supervised, self.gathered.leaves
+        with torch.enable_grad(), training.draws(state, 0):
+            weights = unpack(state)._replace(params=state["params"].detach().requires_grad_())
+            batch = training.batch(state, 0)
+            value, _ = training.inner_loss(self._network, weights, batch, self.gathered.hparams)
+        if not value.requires_grad:
+            return ()  # the first gradient says what is wrong
+        found = torch.autograd.grad(value, [*leaves.values()], allow_unused=True)
+        return tuple(n for n, part in zip(leaves, found, strict=True) if part is not None)
+
+    def _choose(self, state: State) -> Eager | Traced:
+        """Return the derivatives of the loss; they are traced once for all runs of a structure."""
+        leaves = tuple(self.gathered.leaves)
+        structure = {n: _whole(v) for n, v in self.gathered.hparams.items() if n not in leaves}
+        key: Hashable = (self._used, leaves, repr(sorted(structure.items())))
+        known = self._network.derived
+        if key not in known:
+            with self._supervised.draws(state, 0):
+                width = len(self._tensors(state, 0))
+            loss, recurrent = self._loss(state, width), self._network.recurrent
+            wrt = [width - len(leaves) + leaves.index(name) for name in self._used]
+            if self._supervised.steps < TRACED_FROM:
+                return Eager(loss, wrt=wrt, recurrent=recurrent)
+            examples = [self._example(state, t) for t in range(PROBES)]
+            known[key] = choose(loss, examples, range(PROBES), wrt=wrt, recurrent=recurrent)
+        derivatives: Eager | Traced = known[key]
+        return derivatives
+
+    def _example(self, state: State, t: int) -> Example:
+        """Return an input of the derivatives that differs from those of other t in everything."""
+        scale = 1 + 0.03 * t
+        with self._supervised.draws(state, t):
+            given = self._tensors(state, t)
+        x, *tensors = (
+            value.detach() * scale if value.is_floating_point() else value.clone()
+            for value in (state["params"], *given)
+        )
+        generator = torch.Generator().manual_seed(derive(0, "probe", t))
+        u = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return x, tuple(tensors), u
+
+
+def _whole(value: Any) -> Any:
+    """Return what prints in full: of a long array or tensor, ``repr`` leaves entries out."""
+    return (value.dtype, value.tolist()) if hasattr(value, "tolist") else value

@@ -1,0 +1,99 @@
+"""The derivative of a whole step of any ``Training``, by autograd.
+
+Letters: s the state, λ the hyperparameters, E the outer loss, α = dE/ds the adjoint of the state (a
+row vector), ``s[t + 1] = Φ(s[t], λ, t)``, ``A = ∂Φ/∂s``, ``B = ∂Φ/∂λ`` (Franceschi et al. 2017).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad.leaves import Gathered
+from hyperopt_dl.training import State, Training
+
+Adjoint: TypeAlias = dict[str, Tensor]
+"""dE/ds by the names of a state's floating (or complex) entries; what is missing is zero."""
+
+
+class Recorded(NamedTuple):
+    """The graph of one step: from the floating entries of s[t] to those of s[t + 1]."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+class WholeStep:
+    """The steps of one run of a training, with their derivatives.
+
+    Args:
+        training: The dynamical system.
+        hparams: Its hyperparameters, of which those that are floating are differentiated.
+        seed: Seed of the run.
+        device: Device of the run.
+    """
+
+    def __init__(
+        self, training: Training, hparams: Mapping[str, Any], *, seed: int, device: torch.device
+    ) -> None:
+        self._training = training
+        self._seed = seed
+        self.device = device
+        self.gathered = Gathered(hparams, device)
+
+    def initial(self) -> State:
+        """Return s[0], without a graph."""
+        with torch.no_grad():
+            return self._init()
+
+    def advance(self, state: State, t: int) -> State:
+        """Return s[t + 1], without a graph."""
+        with torch.no_grad():
+            return self._training.step(state, self.gathered.hparams, t)
+
+    def record(self, state: State, t: int) -> tuple[State, Recorded]:
+        """Return s[t + 1] and the graph of the step, whose activations are memory."""
+        inputs = _leaves(state)
+        with torch.enable_grad():
+            after = self._training.step({**state, **inputs}, self.gathered.hparams, t)
+        outputs = {name: value for name, value in after.items() if value.requires_grad}
+        return {name: value.detach() for name, value in after.items()}, Recorded(inputs, outputs)
+
+    def pull(self, recorded: Recorded, adjoint: Adjoint) -> Adjoint:
+        """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""
+        names = [name for name in recorded.outputs if name in adjoint]
+        outputs = [recorded.outputs[name] for name in names]
+        return self.gathered.pull(outputs, [adjoint[name] for name in names], recorded.inputs)
+
+    def pull_loss(self, state: State) -> tuple[Tensor, Adjoint]:
+        """Return E(s[T]) and its adjoint α[T], and gather ∂E/∂λ."""
+        inputs = _leaves(state)
+        with torch.enable_grad():
+            loss = self._training.loss({**state, **inputs}, self.gathered.hparams)
+        if not loss.requires_grad:
+            raise TrainingError(
+                "The outer loss must depend on the state in a differentiable way, got a value "
+                "without a graph. Remove the detach(), .item(), argmax or no_grad() between them."
+            )
+        return loss.detach(), self.gathered.pull([loss], [torch.ones_like(loss)], inputs)
+
+    def pull_initial(self, adjoint: Adjoint) -> None:
+        """Gather α[0] ∂s[0]/∂λ, where the initial state depends on the hyperparameters."""
+        with torch.enable_grad():
+            state = self._init()
+        names = [name for name in adjoint if state[name].requires_grad]
+        self.gathered.pull([state[n] for n in names], [adjoint[n] for n in names], {})
+
+    def _init(self) -> State:
+        return self._training.init(self.gathered.hparams, seed=self._seed, device=self.device)
+
+
+def _leaves(state: State) -> dict[str, Tensor]:
+    """Return the entries of a state that have a derivative, cut from any graph, for a new one."""
+    return {
+        name: value.detach().requires_grad_()
+        for name, value in state.items()
+        if value.is_floating_point() or value.is_complex()
+    }
