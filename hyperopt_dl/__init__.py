@@ -4,7 +4,7 @@ Define a `Space`, open a `Study`, and `optimize` a workload: a function of a tri
 such as `Supervised`. Any Optuna sampler is a tuner.
 """
 
-from hyperopt_dl import constraints, executors, optimizers
+from hyperopt_dl import constraints, executors, hypergrad, optimizers
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import (
     ExecutorError,
@@ -13,6 +13,7 @@ from hyperopt_dl.errors import (
     StudyError,
     TrainingError,
 )
+from hyperopt_dl.hypergrad import hypergradient
 from hyperopt_dl.optimizers import Schedule
 from hyperopt_dl.space import Array, Categorical, Float, Int, Space
 from hyperopt_dl.study import Study
@@ -45,6 +46,8 @@ __all__ = [
     "TrialPruned",
     "constraints",
     "executors",
+    "hypergrad",
+    "hypergradient",
     "optimizers",
     "rollout",
 ]

@@ -157,5 +157,5 @@ console.print(
 if storage is not None:
     console.print(
         f"The record is {storage}; to look at it: optuna-dashboard {storage} "
-        r"(pip install 'hyperopt_dl\[dashboard]')."
+        "(pip install optuna-dashboard)."
     )

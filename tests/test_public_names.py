@@ -12,7 +12,7 @@ PROMISED = {
     "Array", "Categorical", "EarlyStopping", "Float", "Int", "Outcome", "Schedule", "Space",
     "State", "Study", "Supervised", "Training", "Trial", "TrialPruned", "rollout", "HParams",
     "HyperoptError", "SpaceError", "TrainingError", "StudyError", "ExecutorError",
-    "constraints", "executors", "optimizers",
+    "constraints", "executors", "hypergrad", "hypergradient", "optimizers",
 }  # fmt: skip
 NAMES = sorted(hd.__all__)
 
@@ -25,9 +25,10 @@ def test_the_public_names_are_those_promised() -> None:
     ("module", "names"),
     [
         (hd.executors, {"Serial", "Processes", "Executor", "Pool", "Finished"}),
+        (hd.hypergrad, {"Reverse", "Estimator", "hypergradient"}),
         (hd.optimizers, {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Optimizer", "Schedule"}),
     ],
-    ids=["executors", "optimizers"],
+    ids=["executors", "hypergrad", "optimizers"],
 )
 def test_a_room_shows_its_names(module: object, names: set[str]) -> None:
     assert set(module.__all__) == names  # type: ignore[attr-defined]
