@@ -51,10 +51,11 @@ RuleAdjoint: TypeAlias = Callable[[Step, Tensor, Vectors], Pulled]
 
 def adjoint_of(rule: Optimizer) -> RuleAdjoint:
     """Return the adjoint of a rule: in closed form where there is one, else by autograd."""
-    if isinstance(rule, SGD):
+    # Of these types exactly: a subclass may have an update of its own.
+    if type(rule) is SGD:
         if all(map(is_zero, everywhere("dampening", rule.options(), rule.groups))):
             return functools.partial(_sgd, rule)
-    elif isinstance(rule, (Adam, AdamW)) and not rule.amsgrad:
+    elif (type(rule) is Adam or type(rule) is AdamW) and not rule.amsgrad:
         return functools.partial(_adam, rule)
     return functools.partial(by_autograd, rule)
 

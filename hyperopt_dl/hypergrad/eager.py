@@ -129,7 +129,7 @@ def functions_of(value: Tensor) -> Iterable[Any]:
     found = dict.fromkeys([value.grad_fn] if value.grad_fn else [])
     waiting: list[Any] = list(found)
     while waiting:
-        new = [f for f, _ in waiting.pop().nextfunctions_of if f is not None and f not in found]
+        new = [f for f, _ in waiting.pop().next_functions if f is not None and f not in found]
         found.update(dict.fromkeys(new))
         waiting += dict.fromkeys(new)
     return found

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,9 @@ class Gathered:
 
 
 def _floating(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    return isinstance(value, (float, np.floating))
 
 
 def _leaf(value: float | Tensor, device: torch.device) -> Tensor:

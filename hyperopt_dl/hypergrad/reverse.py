@@ -38,8 +38,7 @@ class Reverse:
 
     The run is computed forward without a graph; a sweep back from the last step then differentiates
     one step at a time. Its cost does not depend on the number of hyperparameters: thousands of
-    data weights cost what a learning rate costs. All settings of ``memory`` give the same numbers,
-    up to rounding where activations are kept instead of computed again.
+    data weights cost what a learning rate costs. All settings of ``memory`` give the same bits.
 
     Args:
         memory: What is kept on the way forward.
@@ -49,8 +48,8 @@ class Reverse:
             * ``"sqrt"``: about ``2 sqrt(T)`` states, for one more run of the steps;
             * an int: so many states (the binomial schedule of Griewank and Walther 2000);
             * a size, such as ``"4GiB"``: as many states as fit into it;
-            * ``"auto"``: the states of every step where they fit into a quarter of the free memory,
-              else as many as fit.
+            * ``"auto"``: the first of these that fits into a quarter of the free memory: the graph
+              of every step (of a ``Supervised``), every state, as many states as fit.
         last: Differentiate only the last so many steps. Memory and time shrink, and the result is
             *biased*: what earlier steps owe to the hyperparameters is left out (truncated
             back-propagation; Shaban et al. 2019 bound the bias where the inner problem is strongly
@@ -72,10 +71,10 @@ class Reverse:
     spill: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.last is not None and self.last < 1:
+        if self.last is not None and (type(self.last) is not int or self.last < 1):
             raise TrainingError(f"Reverse needs last >= 1 (steps), got {self.last}.")
         if isinstance(self.memory, int):
-            if self.memory < 1:
+            if isinstance(self.memory, bool) or self.memory < 1:
                 raise TrainingError(f"Reverse needs memory >= 1 (snapshots), got {self.memory}.")
         elif self.memory not in ("auto", "activations", "all", "sqrt"):
             budget_bytes(self.memory)
@@ -98,13 +97,27 @@ class Reverse:
         """Return the outer loss (0-dim) and its derivative by name, as ``Estimator`` says."""
         run = steps_of(training, hparams, seed=seed, device=torch.device(device))
         start = 0 if self.last is None else max(0, training.steps - self.last)
-        if self.memory == "activations":
+        if self.memory == "activations" or (self.memory == "auto" and self._fits(run, start)):
             value = _sweep_recorded(run, training.steps, start)
         else:
             actions, snapshots = self._plan(run, training.steps, start)
             with snapshots:
                 value = _sweep(run, actions, snapshots, start)
         return value, run.gathered.gradient(getattr(training, "hparams", frozenset()))
+
+    def _fits(self, run: WholeStep, start: int) -> bool:
+        """Return whether the records of all steps fit into the memory that ``"auto"`` takes."""
+        recorded, budget = run.recorded_bytes(), self._budget(run)
+        if recorded is None:
+            return False
+        kept = recorded * (run.steps - start)
+        _logger.info("Reverse: records of %d bytes, a budget of %d bytes.", kept, budget)
+        return self.spill is None and kept <= budget
+
+    def _budget(self, run: WholeStep) -> int:
+        if self.memory == "auto":
+            return int(AUTO_SHARE * available_bytes(run.device))
+        return budget_bytes(str(self.memory))
 
     def _plan(
         self, run: WholeStep, steps: int, start: int
@@ -120,11 +133,7 @@ class Reverse:
         before = run.initial()
         after = run.advance(before, 0)
         state_bytes = size_of(before, after) - size_of(before)
-        budget = (
-            int(AUTO_SHARE * available_bytes(run.device))
-            if self.memory == "auto"
-            else budget_bytes(str(self.memory))
-        )
+        budget = self._budget(run)
         _logger.info("Reverse: states of %d bytes, a budget of %d bytes.", state_bytes, budget)
         if self.spill is not None:
             return trajectory.keep_all(steps, start=start), TwoLevel(Path(self.spill), budget)

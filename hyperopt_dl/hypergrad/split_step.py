@@ -19,6 +19,7 @@ from hyperopt_dl.batches import Batch
 from hyperopt_dl.hypergrad.adjoints import Step, adjoint_of
 from hyperopt_dl.hypergrad.agreement import Example
 from hyperopt_dl.hypergrad.eager import Eager, Loss, Saved, saved_bytes
+from hyperopt_dl.hypergrad.snapshots import size_of
 from hyperopt_dl.hypergrad.traced import Traced, choose
 from hyperopt_dl.hypergrad.whole_step import Adjoint, WholeStep
 from hyperopt_dl.network import Weights
@@ -28,6 +29,8 @@ from hyperopt_dl.training import State
 
 PROBES = 3
 """How many inputs, different in everything, a trace is compared on before it is believed."""
+KEPT_TRACES = 16
+"""Sets of structural hyperparameters whose traces are kept for a network."""
 TRACED_FROM = 50
 """Steps from which on a run is worth a trace, which costs as much as some dozens of them."""
 
@@ -98,10 +101,12 @@ class SplitStep(WholeStep):
         slots = {SLOT + name: value for name, value in pulled.slots.items()}
         return {"params": pulled.x + Hu, **slots}
 
-    def saved_bytes(self, state: State) -> int:
-        """Return the bytes that one recorded step keeps, beside the state before it."""
-        recorded: Recorded = self.record(state, 0)[1]
-        return saved_bytes(recorded.saved, beside=state.values())
+    def recorded_bytes(self) -> int:
+        """Return the bytes that one recorded step keeps: activations, and the state before it."""
+        before = self.initial()
+        after, recorded = self.record(before, 0)
+        beside = [*before.values(), *after.values()]
+        return saved_bytes(recorded.saved, beside) + size_of(before, after) - size_of(before)
 
     def _named(self, state: State, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
         return dict(zip(unpack(state).buffers, buffers, strict=True))
@@ -164,6 +169,8 @@ class SplitStep(WholeStep):
             if self._supervised.steps < TRACED_FROM:
                 return Eager(loss, wrt=wrt, recurrent=recurrent)
             examples = [self._example(state, t) for t in range(PROBES)]
+            if len(known) >= KEPT_TRACES:
+                known.clear()
             known[key] = choose(loss, examples, range(PROBES), wrt=wrt, recurrent=recurrent)
         derivatives: Eager | Traced = known[key]
         return derivatives

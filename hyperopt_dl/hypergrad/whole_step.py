@@ -41,6 +41,7 @@ class WholeStep:
         self._training = training
         self._seed = seed
         self.device = device
+        self.steps = training.steps
         self.gathered = Gathered(hparams, device)
 
     def initial(self) -> State:
@@ -60,6 +61,10 @@ class WholeStep:
             after = self._training.step({**state, **inputs}, self.gathered.hparams, t)
         outputs = {name: value for name, value in after.items() if value.requires_grad}
         return {name: value.detach() for name, value in after.items()}, Recorded(inputs, outputs)
+
+    def recorded_bytes(self) -> int | None:
+        """Return the bytes that one recorded step keeps; ``None`` where that cannot be told."""
+        return None
 
     def pull(self, recorded: Recorded, adjoint: Adjoint) -> Adjoint:
         """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""

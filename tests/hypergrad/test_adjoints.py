@@ -26,6 +26,16 @@ CASES: dict[str, tuple[Optimizer, dict[str, float]]] = {
 }
 
 
+class Slower(SGD):
+    """A rule of the user's own, which goes half as far."""
+
+    def update(
+        self, params: Tensor, grad: Tensor, slots: Any, options: Any, t: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        after, moved = super().update(params, grad, slots, options, t)
+        return (params + after) / 2, moved
+
+
 def made(rule: Optimizer, values: dict[str, Any], t: int, *, zero: bool = False) -> Any:
     """Return a step of a rule and adjoints of its results."""
     generator = torch.Generator().manual_seed(t)
@@ -105,6 +115,7 @@ def test_constants_have_no_adjoint(name: str) -> None:
         Adam("lr", amsgrad=True),
         RMSprop("lr"),
         Adagrad("lr"),
+        Slower("lr"),
     ],
     ids=lambda rule: type(rule).__name__,
 )
