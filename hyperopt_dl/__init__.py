@@ -1,7 +1,7 @@
 """Hyperparameter optimization for deep learning: interchangeable tuners behind one Study.
 
 Define a `Space`, open a `Study`, and `optimize` a workload: a function of a trial, or a `Training`
-such as `Supervised`. Any Optuna sampler is a tuner.
+such as `Supervised`. Any Optuna sampler is a tuner; `Hypergradient` descends a derivative.
 """
 
 from hyperopt_dl import constraints, executors, hypergrad, optimizers
@@ -20,6 +20,7 @@ from hyperopt_dl.study import Study
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import HParams, State, Training, rollout
 from hyperopt_dl.trial import Outcome, Trial, TrialPruned
+from hyperopt_dl.tuners import Hypergradient, evaluate
 
 __version__ = "0.1.0.dev0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "ExecutorError",
     "Float",
     "HParams",
+    "Hypergradient",
     "HyperoptError",
     "Int",
     "Outcome",
@@ -45,6 +47,7 @@ __all__ = [
     "Trial",
     "TrialPruned",
     "constraints",
+    "evaluate",
     "executors",
     "hypergrad",
     "hypergradient",

@@ -8,7 +8,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.space import Choice
 from hyperopt_dl.training import State, Training, rollout
 
@@ -53,12 +54,16 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a trial: everything a worker needs beside the workload and the link."""
+    """One attempt at a trial: everything a worker needs beside the workload and the link.
+
+    With an ``estimator`` the workload is a ``Training``, which is run by it.
+    """
 
     number: int
     params: Mapping[str, Any]
     seed: int
     objectives: int = 1
+    estimator: Estimator | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,16 @@ class Outcome:
     """How a trial ended.
 
     ``values`` has one finite number for each objective if the state is ``"complete"``, else it is
-    ``None``; ``failure`` and ``error`` are set if the state is ``"failed"``.
+    ``None``; ``failure`` and ``error`` are set if the state is ``"failed"``. ``gradient`` is the
+    value's derivative in the hyperparameters, in natural units, where an estimator has run; it may
+    have entries that are not finite.
     """
 
     state: Literal["complete", "pruned", "failed"]
     values: tuple[float, ...] | None = None
     failure: Failure | None = None
     error: str = ""
+    gradient: Mapping[str, float] | None = None
 
 
 class Trial:
@@ -142,10 +150,19 @@ Workload: TypeAlias = Training | Callable[[Trial], Any]
 """What a study runs: a ``Training``, or a function of a trial that returns a value or several."""
 
 
-def run_trial(workload: Workload, trial: Trial, objectives: int = 1) -> Outcome:
-    """Run a workload once. Whatever happens in it, but for an interrupt, becomes an ``Outcome``."""
+def run_trial(
+    workload: Workload, trial: Trial, objectives: int = 1, estimator: Estimator | None = None
+) -> Outcome:
+    """Run a workload once. Whatever happens in it, but for an interrupt, becomes an ``Outcome``.
+
+    A ``Training`` is run by ``estimator``, where there is one. The loss is then reported once, at
+    the last step, and ``metrics``, ``test_metrics`` and ``early_stopping`` are not looked at: the
+    estimator alone sees the states of its run.
+    """
     try:
         if isinstance(workload, Training):
+            if estimator is not None:
+                return _differentiate(workload, trial, estimator, objectives)
             return read_values(_train(workload, trial), objectives)
         return read_values(workload(trial), objectives)
     except TrialPruned:
@@ -174,6 +191,18 @@ def read_values(result: Any, objectives: int) -> Outcome:
     if not all(math.isfinite(value) for value in values):
         return Outcome("failed", failure="nan", error=f"The objective returned {values}.")
     return Outcome("complete", values)
+
+
+def _differentiate(
+    training: Training, trial: Trial, estimator: Estimator, objectives: int
+) -> Outcome:
+    """Run a training by an estimator, and report its loss at the last step."""
+    value, gradient = estimator(training, trial.params, seed=trial.seed, device=trial.device)
+    trial.report(_number(value), training.steps)
+    outcome = read_values(value, objectives)
+    if outcome.state != "complete":
+        return outcome
+    return replace(outcome, gradient={name: _number(d) for name, d in gradient.items()})
 
 
 class _Report(NamedTuple):

@@ -20,6 +20,7 @@ ROOMS = [
     {"batches", "network", "losses", "optimizers"},
     {"supervised"},
     {"hypergrad"},
+    {"tuners"},
     {"trial"},
     {"executors"},
     {"study"},
@@ -27,7 +28,7 @@ ROOMS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY_IN = {
-    "optuna": {"space", "trial", "study"},
+    "optuna": {"space", "tuners", "trial", "study"},
     "multiprocessing": {"executors"},
     "cloudpickle": {"executors"},
     "rich": {"study"},

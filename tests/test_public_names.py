@@ -12,7 +12,8 @@ PROMISED = {
     "Array", "Categorical", "EarlyStopping", "Float", "Int", "Outcome", "Schedule", "Space",
     "State", "Study", "Supervised", "Training", "Trial", "TrialPruned", "rollout", "HParams",
     "HyperoptError", "SpaceError", "TrainingError", "StudyError", "ExecutorError",
-    "constraints", "executors", "hypergrad", "hypergradient", "optimizers",
+    "constraints", "executors", "hypergrad", "hypergradient", "optimizers", "Hypergradient",
+    "evaluate",
 }  # fmt: skip
 NAMES = sorted(hd.__all__)
 

@@ -519,3 +519,48 @@ def test_a_diverging_supervised_run_fails_as_nan() -> None:
     training = overfitting()
     outcome = run(training, params={"lr": 3e38})
     assert (outcome.state, outcome.failure) == ("failed", "nan")
+
+
+# ------------------------------------------------------------------- a training and its estimator
+
+
+def differentiated(value: float, slope: float = 2.0, link: Recorder | None = None) -> Outcome:
+    def estimator(training: Any, hparams: Any, *, seed: int, device: Any) -> Any:
+        assert (seed, device, hparams) == (7, torch.device("cpu"), {"lr": 0.5})
+        return torch.tensor(value), {"lr": torch.tensor(slope, dtype=torch.double)}
+
+    training = Scripted([9.0, 9.0, 9.0], every=1, stopping=EarlyStopping())
+    job = Job(number=4, params={"lr": 0.5}, seed=7)
+    trial = Trial(job, link or Recorder(), torch.device("cpu"))
+    outcome = run_trial(training, trial, estimator=estimator)
+    assert training.taken == []
+    return outcome
+
+
+def test_an_estimator_runs_the_training() -> None:
+    outcome = differentiated(1.5)
+    assert (outcome.state, outcome.values, outcome.gradient) == ("complete", (1.5,), {"lr": 2.0})
+
+
+def test_an_estimated_loss_is_reported_once() -> None:
+    link = Recorder()
+    differentiated(1.5, link=link)
+    assert [call[0] for call in link.calls] == ["report"]
+
+
+def test_an_estimated_loss_that_is_not_finite_fails_the_trial_without_a_gradient() -> None:
+    outcome = differentiated(float("nan"))
+    assert (outcome.failure, outcome.gradient) == ("nan", None)
+
+
+def test_a_loss_with_a_gradient_that_is_not_finite_is_a_loss() -> None:
+    outcome = differentiated(1.5, slope=float("inf"))
+    assert (outcome.values, outcome.gradient) == ((1.5,), {"lr": float("inf")})
+
+
+def test_an_estimator_that_fails_fails_the_trial() -> None:
+    def estimator(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    trial = Trial(Job(number=0, params={}, seed=0), Recorder(), torch.device("cpu"))
+    assert run_trial(Scripted([1.0]), trial, estimator=estimator).failure == "oom"

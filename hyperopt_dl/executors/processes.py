@@ -117,7 +117,8 @@ class ProcessPool:
         worker = next(w for w in self._workers if w.ready and w.job is None)
         worker.job, worker.link = job, link
         with contextlib.suppress(OSError):  # it has just died: the next poll sees it
-            worker.pipe.send(job)
+            # The estimator may come from the user's script, which a worker cannot import.
+            worker.pipe.send_bytes(cloudpickle.dumps(job))
 
     def wait(self, timeout: float | None = None) -> Sequence[Finished]:
         """Serve the workers until one finishes or becomes free, ``timeout`` seconds at most."""

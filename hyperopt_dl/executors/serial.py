@@ -48,7 +48,8 @@ class SerialPool:
         if self._submitted is None:
             return []
         job, link = self._submitted
-        outcome = run_trial(self._workload, Trial(job, link, self._device), job.objectives)
+        trial = Trial(job, link, self._device)
+        outcome = run_trial(self._workload, trial, job.objectives, job.estimator)
         self._submitted = None
         return [Finished(job, outcome)]
 

@@ -82,8 +82,9 @@ def main(pipe_descriptor: int, workload_descriptor: int, device: str, threads: i
 def _serve(pipe: "Connection[Any, Any]", workload: Workload, device: torch.device) -> None:
     link = PipeLink(pipe)
     while isinstance(job := pipe.recv(), Job):
+        trial = Trial(job, link, device)
         try:
-            outcome = run_trial(workload, Trial(job, link, device), job.objectives)
+            outcome = run_trial(workload, trial, job.objectives, job.estimator)
         except KeyboardInterrupt:
             pipe.send(("interrupt", None))
             return

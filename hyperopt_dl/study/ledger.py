@@ -15,6 +15,7 @@ from hyperopt_dl.study.lease import Lease
 from hyperopt_dl.study.optuna_study import StoppableStudy, TrialLink
 from hyperopt_dl.study.sampler_seed import reseed
 from hyperopt_dl.trial import Failure, Job, Outcome
+from hyperopt_dl.tuners.record import RECORD, jsonable
 
 RUN = "hd:run"
 """The trial attribute with the trial's seed and the process that runs it."""
@@ -102,6 +103,8 @@ class Ledger:
         elif outcome.state == "pruned":
             self.study.tell(number, state=TrialState.PRUNED)
         else:
+            if outcome.gradient is not None:
+                link.set_user_attr(RECORD, jsonable(outcome.gradient))
             self.study.tell(number, outcome.values)
 
     def link(self, number: int) -> TrialLink:
@@ -165,7 +168,8 @@ class Ledger:
             kind: Failure = "exception" if isinstance(error, Exception) else "interrupted"
             self.tell(number, Outcome("failed", failure=kind, error=repr(error)))
             raise
-        return Job(number, params, seed, len(self.study.directions)), link
+        estimator = getattr(self.study.sampler, "estimator", None)
+        return Job(number, params, seed, len(self.study.directions), estimator), link
 
     def _reopen(self, number: int) -> TrialLink:
         study_id = self._storage.get_study_id_from_name(self.study.study_name)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ class _Finder(pickle.Pickler):
         """Note a generator in passing; what is pickled in its place does not matter."""
         if isinstance(obj, (np.random.RandomState, np.random.Generator)):
             self.generators.append(obj)
+            return int, ()
+        if isinstance(obj, (FunctionType, type)) and obj is not int:
+            # Pickled by name, which a lambda does not have; a generator is nothing that they hold.
             return int, ()
         # Optuna's samplers hold generators that come into being when their property is first read.
         if isinstance(getattr(type(obj), "rng", None), property):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any, overload
 
 import optuna
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,14 +28,19 @@ class Study:
 
     Args:
         space: The hyperparameters; ``None`` if the objective suggests them itself (define by run).
-        tuner: Any Optuna sampler; ``None`` is Optuna's TPE.
+        tuner: Any Optuna sampler; ``None`` is Optuna's TPE. One that has an ``estimator``, such as
+            ``Hypergradient``, takes a ``Training`` as its workload: the estimator runs it and
+            returns the derivatives too, which become the trial's attribute ``"hypergradient"``.
+            The loss is then reported at the last step alone; there are no metrics and no early
+            stopping.
         storage: ``None`` (memory), a path (a journal file), a database URL, or an Optuna storage. A
             study that is there already is continued.
         name: The study's name in the storage; ``None`` is a file's stem, else Optuna makes one up.
         direction: ``"minimize"`` or ``"maximize"``, for one objective; ``None`` is what a stored
             study has, and ``"minimize"`` for a new one.
         directions: One for each objective, in place of ``direction``.
-        pruner: An Optuna pruner; ``None`` is Optuna's default, the median pruner.
+        pruner: An Optuna pruner; ``None`` is Optuna's default, the median pruner, and none for a
+            tuner with an ``estimator``.
         seed: Fixes each trial's seed and all that the tuner draws from NumPy's generators, whatever
             seed it has of its own: a study that is killed and resumed proposes what it would have
             proposed without. (A scrambled ``QMCSampler`` draws its scrambling when it is made: give
@@ -63,6 +68,8 @@ class Study:
             raise StudyError("Give direction (of one objective) or directions, not both.")
         wanted = [direction] if direction is not None else directions
         _check(self.space, tuner, pruner, wanted, seed)
+        if pruner is None and _differentiates(tuner):
+            pruner = NopPruner()
         opened = open_storage(storage)
         study = open_study(
             opened,
@@ -275,6 +282,11 @@ class Study:
                 f"A workload must be a function of a trial or a Training, got a "
                 f"{type(workload).__name__}, which has no {', '.join(missing)}."
             )
+        elif _differentiates(self.tuner):
+            raise StudyError(
+                f"{type(self.tuner).__name__} needs a Training, which can be differentiated, got a "
+                f"function. Make it a Supervised or a Training of your own, or use another tuner."
+            )
 
     def _check_training(self, training: Training) -> None:
         if self.space is None:
@@ -292,6 +304,16 @@ class Study:
                 f"The training names the hyperparameter(s) {missing}, which the space with "
                 f"{sorted(self.space)} does not have. Add them, or use constants."
             )
+        if _differentiates(self.tuner) and not any(d.differentiable for d in self.space.values()):
+            raise StudyError(
+                f"{type(self.tuner).__name__} moves a Float without a step, the space has none: "
+                f"{self.space!r}. Add one, or use another tuner."
+            )
+
+
+def _differentiates(tuner: BaseSampler) -> bool:
+    """Return whether a tuner wants derivatives, and says by its ``estimator`` how to get them."""
+    return getattr(tuner, "estimator", None) is not None
 
 
 def _check(

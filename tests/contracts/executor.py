@@ -118,6 +118,15 @@ class ExecutorContract:
             exact = problem.exact_loss(trial.params["lr"], seed=seed)
             assert trial.value == pytest.approx(exact, rel=1e-10)
 
+    def test_an_estimator_gives_its_exact_derivative(self, executor: hd.executors.Executor) -> None:
+        problem = Quadratic(steps=6, noise=0.1)
+        study = hd.Study(hd.Space(lr=hd.Float(0.01, 0.4)), tuner=hd.Hypergradient(), seed=0)
+        study.optimize(problem, n_trials=2, executor=executor, progress=False)
+        for trial in study.trials:
+            seed = trial.user_attrs["hd:run"]["seed"]
+            exact = problem.exact_gradient(trial.params["lr"], seed=seed).item()
+            assert trial.user_attrs["hypergradient"]["lr"] == pytest.approx(exact, rel=1e-8)
+
     def test_a_workload_that_cannot_be_used_leaves_no_trial(
         self, executor: hd.executors.Executor
     ) -> None:

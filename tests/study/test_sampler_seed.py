@@ -48,6 +48,20 @@ def test_another_seed_gives_another_state() -> None:
     assert not set(first.draw()) & set(second.draw())
 
 
+def test_a_function_and_a_class_without_a_name_are_passed_by() -> None:
+    class Local(Holder):
+        rule = staticmethod(lambda x: x)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.function = lambda x: x
+
+    first, second = Local(), Local()
+    reseed(first, 5)
+    reseed(second, 5)
+    assert first.draw() == second.draw()
+
+
 def test_what_cannot_be_pickled_is_named() -> None:
     class Locked(optuna.samplers.RandomSampler):
         lock: Any = None

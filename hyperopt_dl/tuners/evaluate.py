@@ -1,0 +1,59 @@
+"""The hypergradient of a trial of Optuna's own."""
+
+import optuna
+import torch
+
+from hyperopt_dl.errors import StudyError
+from hyperopt_dl.hypergrad import hypergradient
+from hyperopt_dl.seeds import derive
+from hyperopt_dl.training import Training
+from hyperopt_dl.tuners.hypergradient import Hypergradient
+from hyperopt_dl.tuners.record import RECORD, jsonable
+
+
+def evaluate(
+    trial: optuna.Trial,
+    training: Training,
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Run a training at a trial's parameters, and leave its hypergradient with the trial.
+
+    For objectives of plain Optuna under the sampler ``Hypergradient``; ``hyperopt_dl.Study`` does
+    this by itself. It costs what the sampler's estimator costs.
+
+    Args:
+        trial: A trial that has suggested everything that the training needs.
+        training: The dynamical system; it is given ``trial.params``.
+        seed: Seed of the run; ``None`` derives one from the sampler's seed and the trial's number.
+        device: Device of the run.
+
+    Returns:
+        The outer loss after the run, which the objective should return.
+
+    Raises:
+        StudyError: The study's sampler is not ``Hypergradient``.
+
+    Example:
+        >>> import optuna, hyperopt_dl as hd
+        >>> def objective(trial: optuna.Trial) -> float:
+        ...     trial.suggest_float("lr", 1e-4, 1.0, log=True)
+        ...     return hd.evaluate(trial, training)
+        >>> study = optuna.create_study(sampler=hd.Hypergradient(seed=0))
+        >>> study.optimize(objective, n_trials=20)  # doctest: +SKIP
+    """
+    sampler = trial.study.sampler
+    if not isinstance(sampler, Hypergradient):
+        raise StudyError(
+            f"evaluate needs a study whose sampler is a Hypergradient, got "
+            f"{type(sampler).__name__}. Use create_study(sampler=hyperopt_dl.Hypergradient()), or "
+            f"hyperopt_dl.rollout where no gradient is wanted."
+        )
+    if seed is None:
+        seed = derive(sampler.seed or 0, "trial", trial.number)
+    value, gradient = hypergradient(
+        training, trial.params, estimator=sampler.estimator, seed=seed, device=device
+    )
+    trial.set_user_attr(RECORD, jsonable({name: float(d) for name, d in gradient.items()}))
+    return float(value)
