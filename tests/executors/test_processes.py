@@ -96,7 +96,7 @@ def test_a_killed_worker_costs_one_attempt_and_is_seen_at_once(
     else:
         assert study.trials[1].user_attrs["failure"] == "lost"
         assert "SIGKILL" in study.trials[1].user_attrs["error"]
-        assert ended[1] - float(attempts[0][2]) < 1.0
+        assert ended[1] - float(attempts[0][2]) < 5.0  # 0.02 to 0.06 on an idle machine
 
 
 def crash(trial: hd.Trial) -> float:
@@ -274,7 +274,7 @@ def test_ctrl_c_ends_everything_within_seconds(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
         process.wait(30)
-        assert time.monotonic() - sent < 5
+        assert time.monotonic() - sent < 10
         assert process.stderr is not None
         assert b"KeyboardInterrupt" in process.stderr.read()
     assert all_gone(workers_of(tmp_path), 1)
