@@ -69,6 +69,7 @@ def test_best_of_a_maximization_is_the_largest_value() -> None:
 def test_a_trial_has_every_parameter_of_the_space() -> None:
     trial = hd.Study(SPACE, seed=0).ask()
     SPACE.validate(trial.params)
+    assert trial.params.keys() == set(SPACE)
 
 
 def test_ask_returns_as_many_trials_as_wanted_and_tell_ends_each() -> None:
