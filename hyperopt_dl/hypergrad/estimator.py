@@ -1,12 +1,14 @@
 """What an estimator of the hypergradient is."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from hyperopt_dl.training import Training
+from hyperopt_dl.training import State, Training
+
+Observer: TypeAlias = Callable[[State], None]
 
 
 @runtime_checkable
@@ -20,9 +22,12 @@ class Estimator(Protocol):
         *,
         seed: int,
         device: torch.device | str,
+        observe: Observer | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the outer loss (0-dim) and dE/dλ by name.
 
         The derivative is in the loss's unit per unit of the hyperparameter, float64, of the
-        hyperparameter's shape; integers, flags and names have none.
+        hyperparameter's shape; integers, flags and names have none. ``observe`` is called once,
+        with the state that the outer loss was read from, cut from any graph: a study measures its
+        metrics there. An estimator of one's own may do without this argument, and so without them.
         """

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import trajectory
+from hyperopt_dl.hypergrad.estimator import Observer
 from hyperopt_dl.hypergrad.memory import available_bytes
 from hyperopt_dl.hypergrad.snapshots import InMemory, Snapshots, TwoLevel, size_of
 from hyperopt_dl.hypergrad.split_step import SplitStep
@@ -93,6 +94,7 @@ class Reverse:
         *,
         seed: int,
         device: torch.device | str,
+        observe: Observer | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the outer loss (0-dim) and its derivative by name, as ``Estimator`` says."""
         run = steps_of(training, hparams, seed=seed, device=torch.device(device))
@@ -103,6 +105,8 @@ class Reverse:
             actions, snapshots = self._plan(run, training.steps, start)
             with snapshots:
                 value = _sweep(run, actions, snapshots, start)
+        if observe is not None:
+            observe(run.final)
         return value, run.gathered.gradient(getattr(training, "hparams", frozenset()))
 
     def _fits(self, run: WholeStep, start: int) -> bool:

@@ -43,6 +43,8 @@ class WholeStep:
         self.device = device
         self.steps = training.steps
         self.gathered = Gathered(hparams, device)
+        self.final: State = {}
+        """The state that ``pull_loss`` was given."""
 
     def initial(self) -> State:
         """Return s[0], without a graph."""
@@ -74,6 +76,7 @@ class WholeStep:
 
     def pull_loss(self, state: State) -> tuple[Tensor, Adjoint]:
         """Return E(s[T]) and its adjoint α[T], and gather ∂E/∂λ."""
+        self.final = state
         inputs = _leaves(state)
         with torch.enable_grad():
             loss = self._training.loss({**state, **inputs}, self.gathered.hparams)

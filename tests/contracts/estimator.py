@@ -182,6 +182,15 @@ class EstimatorContract:
         value, gradient = hypergradient(Spiral(), SPIRAL_AT, estimator=estimator)
         assert not any(tensor.requires_grad for tensor in (value, *gradient.values()))
 
+    def test_the_observer_sees_the_state_of_the_outer_loss_once_and_without_a_graph(
+        self, estimator: Estimator
+    ) -> None:
+        seen: list[State] = []
+        value, _ = estimator(Spiral(), SPIRAL_AT, seed=0, device="cpu", observe=seen.append)
+        (state,) = seen
+        assert not state["z"].requires_grad
+        close(Spiral().loss(state, SPIRAL_AT), value)
+
     # ----------------------------------------------------------------------- what is differentiated
 
     def test_integers_flags_and_names_are_not_differentiated(self, estimator: Estimator) -> None:
