@@ -47,7 +47,7 @@ class Batches:
         self, source: Source, *, name: str, batch_size: int | None = None, drop_last: bool = False
     ) -> None:
         self._source = source.tensors if isinstance(source, TensorDataset) else source
-        self._in_memory = isinstance(self._source, Sequence) and all(
+        self.in_memory = isinstance(self._source, Sequence) and all(
             isinstance(part, Tensor) for part in self._source
         )
         self._name = name
@@ -86,7 +86,7 @@ class Batches:
             yield self._take(index, device)
 
     def _take(self, index: Tensor, device: torch.device, *, whole: bool = False) -> Batch:
-        if self._in_memory:
+        if self.in_memory:
             # Copies in either case: a model may write into its input.
             parts = tuple(part.clone() if whole else part[index] for part in self._on(device))
         else:
@@ -111,7 +111,7 @@ class Batches:
 
     def _count(self) -> int:
         source, name = self._source, self._name
-        if self._in_memory:
+        if self.in_memory:
             if len(source) < 2:
                 raise TrainingError(
                     f"{name} must hold the inputs and, last, the target: (x, y). Got {len(source)} "

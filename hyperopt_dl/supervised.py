@@ -151,6 +151,11 @@ class Supervised:
         """The names that the optimizer and the weights use; the model may read others."""
         return self.optimizer.names() | ({self._weights} if self._weights else frozenset())
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the training data are tensors: to take a batch of them draws nothing."""
+        return self._train.in_memory
+
     def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> State:
         """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
         device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or another by now

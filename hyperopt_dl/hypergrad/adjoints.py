@@ -10,14 +10,15 @@ penalty and sign, u = ḡ; b momentum buffer; m, v first and second moment; μ m
 ω weight decay; η learning rate; c = 1 - β^(t+1) Adam's bias corrections; ρ = sqrt(v / c2).
 """
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hyperopt_dl.optimizers import SGD, Adam, AdamW, Optimizer
+from hyperopt_dl.optimizers.combinations import add_scaled
 from hyperopt_dl.optimizers.groups import everywhere
 from hyperopt_dl.optimizers.options import Value, is_zero
 from hyperopt_dl.optimizers.weight_decay import penalised
@@ -26,18 +27,26 @@ Vectors: TypeAlias = dict[str, Tensor]
 
 
 class Step(NamedTuple):
-    """One application of a rule: what went in, and the slots that came out."""
+    """One application of a rule: what went in, and the slots that came out.
+
+    ``options`` are numbers or ``[p]`` tensors, of which ``wanted`` names those to differentiate. g
+    is empty where the rule's adjoint does not read it.
+    """
 
     x: Tensor
     slots: Vectors
     g: Tensor
     after: Vectors
     options: Mapping[str, Value]
+    wanted: frozenset[str]
     t: int
 
 
 class Pulled(NamedTuple):
-    """The adjoints of what went into a rule; those of options that are tensors, in their shape."""
+    """The adjoints of what went into a rule.
+
+    Those of the options that are wanted: 0-dim for a number, ``[p]`` for a vector.
+    """
 
     x: Tensor
     slots: Vectors
@@ -45,8 +54,24 @@ class Pulled(NamedTuple):
     options: Vectors
 
 
-RuleAdjoint: TypeAlias = Callable[[Step, Tensor, Vectors], Pulled]
-"""From a step, x̄' and z̄' to the adjoints of what went in; a slot that is missing in z̄' has none."""
+@dataclass(frozen=True)
+class RuleAdjoint:
+    """The adjoint of a rule.
+
+    Attributes:
+        rule: The rule.
+        form: ``form(rule, step, x̄', z̄')`` gives the adjoints of what went in; a slot that is
+            missing in z̄' has none.
+        reads_g: Whether the form reads the step's gradient.
+    """
+
+    rule: Any
+    form: Callable[[Any, Step, Tensor, Vectors], Pulled]
+    reads_g: bool = True
+
+    def __call__(self, step: Step, x_bar: Tensor, slots_bar: Vectors) -> Pulled:
+        """Pull the adjoints of x' and z' back through a step."""
+        return self.form(self.rule, step, x_bar, slots_bar)
 
 
 def adjoint_of(rule: Optimizer) -> RuleAdjoint:
@@ -54,18 +79,19 @@ def adjoint_of(rule: Optimizer) -> RuleAdjoint:
     # Of these types exactly: a subclass may have an update of its own.
     if type(rule) is SGD:
         if all(map(is_zero, everywhere("dampening", rule.options(), rule.groups))):
-            return functools.partial(_sgd, rule)
+            heavy = bool(rule.slots(torch.empty(0)))
+            return RuleAdjoint(rule, _sgd, reads_g=rule.nesterov or not heavy)
     elif (type(rule) is Adam or type(rule) is AdamW) and not rule.amsgrad:
-        return functools.partial(_adam, rule)
-    return functools.partial(by_autograd, rule)
+        return RuleAdjoint(rule, _adam)
+    return RuleAdjoint(rule, by_autograd)
 
 
 def by_autograd(rule: Optimizer, step: Step, x_bar: Tensor, slots_bar: Vectors) -> Pulled:
     """Differentiate any rule: the oracle of the closed forms."""
-    x, slots, g, _, options, t = step
+    x, slots, g, _, options, wanted, t = step
     named = {"x": x, "g": g, **{f"slot/{n}": v for n, v in slots.items()}}
-    named |= {f"option/{n}": v for n, v in options.items() if isinstance(v, Tensor)}
-    leaves = {name: value.detach().requires_grad_() for name, value in named.items()}
+    named |= {f"option/{n}": torch.as_tensor(options[n], dtype=torch.double) for n in wanted}
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in named.items()}
     with torch.enable_grad():
         inner = {name: leaves[f"slot/{name}"] for name in slots}
         values = {name: leaves.get(f"option/{name}", value) for name, value in options.items()}
@@ -81,106 +107,121 @@ def by_autograd(rule: Optimizer, step: Step, x_bar: Tensor, slots_bar: Vectors) 
         bar["x"],
         {name: bar[f"slot/{name}"] for name in slots},
         bar["g"],
-        {name: bar[f"option/{name}"] for name in options if f"option/{name}" in bar},
+        {name: bar[f"option/{name}"] for name in wanted},
     )
 
 
 def _sgd(rule: SGD, step: Step, x_bar: Tensor, slots_bar: Vectors) -> Pulled:
     """``d = ±g + ω x; b' = μ b + d``, or d at t = 0; ``x' = x - η b'``, nesterov ``d + μ b'``."""
-    x, slots, g, after, options, t = step
+    x, slots, g, after, options, wanted, t = step
     lr, mu, decay = options["lr"], options["momentum"], options["weight_decay"]
-    d = penalised(x, g, decay, maximize=rule.maximize)
-    moved_bar = x_bar * -lr
+    found, before = {}, {}
     if "momentum_buffer" not in slots:
-        return _finish(rule, step, x_bar, moved_bar, {}, {"lr": (x_bar, -d)})
-    b, b_after = slots["momentum_buffer"], after["momentum_buffer"]
-    b_bar = moved_bar * mu if rule.nesterov else moved_bar
-    b_bar = b_bar + slots_bar["momentum_buffer"] if slots_bar else b_bar
-    d_bar = moved_bar + b_bar if rule.nesterov else b_bar
-    terms = {"lr": (x_bar, -(d + mu * b_after) if rule.nesterov else -b_after)}
-    momentum = _product(options, "momentum", b_bar, b) if t else {}
-    if rule.nesterov:
-        momentum = _sum(momentum, _product(options, "momentum", moved_bar, b_after))
-    before = {"momentum_buffer": b_bar * mu} if t else {}
-    return _finish(rule, step, x_bar, d_bar, before, terms, momentum)
+        d_bar = _scaled(x_bar, lr, -1)
+        if "lr" in wanted:
+            found["lr"] = -_inner(lr, x_bar, penalised(x, g, decay, maximize=rule.maximize))
+    else:
+        b, b_after = slots["momentum_buffer"], after["momentum_buffer"]
+        b_bar = slots_bar.get("momentum_buffer")
+        ahead = lr * mu if rule.nesterov else lr  # how b' enters x'
+        b_bar = _scaled(x_bar, ahead, -1) if b_bar is None else add_scaled(b_bar, -ahead, x_bar)
+        d_bar = add_scaled(b_bar, -lr, x_bar) if rule.nesterov else b_bar
+        if "lr" in wanted:
+            moved = b_after
+            if rule.nesterov:
+                moved = add_scaled(penalised(x, g, decay, maximize=rule.maximize), mu, b_after)
+            found["lr"] = -_inner(lr, x_bar, moved)
+        if "momentum" in wanted:
+            found["momentum"] = _inner(mu, b_bar, b if t else torch.zeros_like(b))
+            if rule.nesterov:
+                found["momentum"] -= _inner(mu, x_bar, lr * b_after)
+        if t:
+            before = {"momentum_buffer": _scaled(b_bar, mu)}
+    return _through_penalty(rule, step, x_bar, d_bar, before, found)
 
 
 def _adam(rule: Adam | AdamW, step: Step, x_bar: Tensor, slots_bar: Vectors) -> Pulled:
     """``m' = β1 m + (1 - β1) d; v' = β2 v + (1 - β2) d²; x' = y - η (m' / c1) / (ρ + ε)``.
 
-    y = x and ``d = ±g + ω x`` for Adam; ``y = (1 - η ω) x`` and ``d = ±g`` for AdamW.
+    y = x and ``d = ±g + ω x`` for Adam; ``y = (1 - η ω) x`` and ``d = ±g`` for AdamW. Beside them
+    ``δ = ρ + ε``, ``q = x̄' / δ``, ``r = q m'``, so that ``m̄' = -η q / c1``, ``ρ̄ = η r / (c1 δ)``.
     """
-    x, slots, g, after, options, t = step
+    x, slots, g, after, options, wanted, t = step
     lr, beta1, beta2 = options["lr"], options["beta1"], options["beta2"]
     decay = options["weight_decay"]
-    penalty = 0.0 if isinstance(rule, AdamW) else decay
-    d = penalised(x, g, penalty, maximize=rule.maximize)
-    c1, slope1 = _correction(beta1, t, x)
-    c2, slope2 = _correction(beta2, t, x)
-    v_after = after["exp_avg_sq"]
-    positive = v_after > 0
-    rho = (v_after / c2).sqrt()
-    divisor = rho + options["eps"]
-    moved = after["exp_avg"] / (divisor * c1)
-    m_bar = x_bar * -lr / (divisor * c1)
-    rho_bar = -(m_bar * after["exp_avg"]) / divisor
-    v_bar = torch.where(positive, rho_bar / (2 * c2 * torch.where(positive, rho, 1)), 0)
-    found = _product(options, "beta1", x_bar * moved, -lr * slope1 / c1)
-    found |= _product(options, "beta2", rho_bar * rho, slope2 / (2 * c2))
+    decoupled = isinstance(rule, AdamW)
+    d = penalised(x, g, 0.0 if decoupled else decay, maximize=rule.maximize)
+    m, v = slots["exp_avg"], slots["exp_avg_sq"]
+    c1, slope1 = _correction(beta1, t)
+    c2, slope2 = _correction(beta2, t)
+    rho = after["exp_avg_sq"].sqrt() / c2**0.5
+    delta = rho + options["eps"]
+    q = x_bar / delta
+    r = q * after["exp_avg"]
+    rho_bar = r / delta * (lr / c1)
+    v_bar = (rho_bar / rho).masked_fill_(rho == 0, 0) / (2 * c2)
+    m_bar = q * (-lr / c1)
+    found = {}
+    if "lr" in wanted:
+        found["lr"] = -_total(lr, r / c1)
+    if "beta1" in wanted:
+        found["beta1"] = -_total(beta1, r * (lr * slope1 / (c1 * c1)))
+    if "beta2" in wanted:
+        found["beta2"] = _inner(beta2, rho_bar, rho * (slope2 / (2 * c2)))
+    if "eps" in wanted:
+        found["eps"] = _total(options["eps"], rho_bar)
     if slots_bar:
         m_bar, v_bar = m_bar + slots_bar["exp_avg"], v_bar + slots_bar["exp_avg_sq"]
-    found = _sum(found, _product(options, "beta1", m_bar, slots["exp_avg"] - d))
-    found = _sum(found, _product(options, "beta2", v_bar, slots["exp_avg_sq"] - d * d))
-    found |= _product(options, "eps", rho_bar, 1.0)
-    d_bar = (1 - beta1) * m_bar + 2 * (1 - beta2) * (d * v_bar)
-    before = {"exp_avg": beta1 * m_bar, "exp_avg_sq": beta2 * v_bar}
-    if isinstance(rule, Adam):
-        return _finish(rule, step, x_bar, d_bar, before, {"lr": (x_bar, -moved)}, found)
-    found |= _product(options, "lr", x_bar, -(moved + decay * x))
-    found |= _product(options, "weight_decay", x_bar, -lr * x)
-    return Pulled(x_bar * (1 - lr * decay), before, -d_bar if rule.maximize else d_bar, found)
+    if "beta1" in wanted:
+        found["beta1"] += _inner(beta1, m_bar, m - d)
+    if "beta2" in wanted:
+        found["beta2"] += _inner(beta2, v_bar, torch.addcmul(v, d, d, value=-1))
+    d_bar = add_scaled(m_bar * (1 - beta1), 2 * (1 - beta2), d * v_bar)
+    before = {"exp_avg": _scaled(m_bar, beta1), "exp_avg_sq": _scaled(v_bar, beta2)}
+    if not decoupled:
+        return _through_penalty(rule, step, x_bar, d_bar, before, found)
+    if "lr" in wanted:
+        found["lr"] -= _inner(lr, x_bar, decay * x)
+    if "weight_decay" in wanted:
+        found["weight_decay"] = -_inner(decay, x_bar, lr * x)
+    u = -d_bar if rule.maximize else d_bar
+    return Pulled(x_bar if is_zero(decay) else x_bar * (1 - lr * decay), before, u, found)
 
 
-def _finish(
-    rule: SGD | Adam,
+def _through_penalty(
+    rule: SGD | Adam | AdamW,
     step: Step,
     x_bar: Tensor,
     d_bar: Tensor,
     slots_bar: Vectors,
-    terms: Mapping[str, tuple[Tensor, Tensor]],
-    found: Vectors | None = None,
+    found: Vectors,
 ) -> Pulled:
-    """Pull the adjoint of ``d = ±g + ω x`` back, and add the options' terms."""
-    options, decay = step.options, step.options["weight_decay"]
-    found = dict(found or {})
-    for name, (a, b) in terms.items():
-        found |= _product(options, name, a, b)
-    found |= _product(options, "weight_decay", d_bar, step.x)
-    before = x_bar if is_zero(decay) else x_bar + decay * d_bar
+    """Pull the adjoint of ``d = ±g + ω x`` back too."""
+    decay = step.options["weight_decay"]
+    if "weight_decay" in step.wanted:
+        found["weight_decay"] = _inner(decay, d_bar, step.x)
+    before = x_bar if is_zero(decay) else add_scaled(x_bar, decay, d_bar)
     return Pulled(before, slots_bar, -d_bar if rule.maximize else d_bar, found)
 
 
-def _correction(beta: Value, t: int, like: Tensor) -> tuple[Value, Value]:
+def _correction(beta: Value, t: int) -> tuple[Any, Any]:
     """Return ``c = 1 - β^(t+1)`` and -dc/dβ, counted in double."""
     if not isinstance(beta, Tensor):
         return 1 - beta ** (t + 1), (t + 1) * beta**t
-    exact = beta.detach().double()
-    dtype = like.dtype if beta.ndim else torch.double
-    return (1 - exact ** (t + 1)).to(dtype), ((t + 1) * exact**t).to(dtype)
+    exact = beta.double()
+    return (1 - exact ** (t + 1)).to(beta.dtype), ((t + 1) * exact**t).to(beta.dtype)
 
 
-def _product(options: Mapping[str, Value], name: str, a: Tensor, b: Value) -> Vectors:
-    """Return the adjoint of an option whose effect is ``a · (b dλ)``; nothing for a constant."""
-    option = options[name]
-    if not isinstance(option, Tensor):
-        return {}
-    if option.ndim:
-        return {name: a * b}
-    if isinstance(b, Tensor) and b.ndim:
-        return {name: torch.dot(a, b.to(a.dtype)).double()}
-    return {name: a.sum().double() * b}
+def _scaled(x: Tensor, a: Value, sign: int = 1) -> Tensor:
+    """``± a x`` in the dtype of x."""
+    return (x * (a if sign == 1 else -a)).to(x.dtype)
 
 
-def _sum(a: Vectors, b: Vectors) -> Vectors:
-    """Return the sums by name; a name that one of the two lacks counts as zero there."""
-    return {**a, **{name: a[name] + term if name in a else term for name, term in b.items()}}
+def _inner(option: Value, a: Tensor, b: Tensor) -> Tensor:
+    """The adjoint of an option whose effect is ``a · (b dλ)``, in the option's shape."""
+    return a * b if isinstance(option, Tensor) else torch.dot(a, b).double()
+
+
+def _total(option: Value, a: Tensor) -> Tensor:
+    """The adjoint of an option whose effect is ``a · dλ``, in the option's shape."""
+    return a if isinstance(option, Tensor) else a.sum().double()

@@ -68,10 +68,23 @@ class Eager:
             oneDNN and cuDNN for these have no second derivative and must be switched off.
     """
 
+    draws = True
+    """Whether a step draws random numbers; here that is not known."""
+
     def __init__(self, loss: Loss, *, wrt: Sequence[int] = (), recurrent: bool = False) -> None:
         self._loss = loss
         self._wrt = tuple(wrt)
         self._recurrent = recurrent
+
+    def at(
+        self,
+        x: Tensor,  # noqa: ARG002
+        tensors: Tensors,  # noqa: ARG002
+        *,
+        key: Hashable = (),  # noqa: ARG002
+    ) -> "Eager":
+        """Return itself, the answer to every input."""
+        return self
 
     def gradient(
         self,

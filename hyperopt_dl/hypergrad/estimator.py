@@ -22,12 +22,13 @@ class Estimator(Protocol):
         *,
         seed: int,
         device: torch.device | str,
-        observe: Observer | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the outer loss (0-dim) and dE/dλ by name.
 
         The derivative is in the loss's unit per unit of the hyperparameter, float64, of the
-        hyperparameter's shape; integers, flags and names have none. ``observe`` is called once,
-        with the state that the outer loss was read from, cut from any graph: a study measures its
-        metrics there. An estimator of one's own may do without this argument, and so without them.
+        hyperparameter's shape; integers, flags and names have none.
+
+        An estimator may take one more keyword, ``observe: Observer | None = None``, and call it
+        once with the state that the outer loss was read from, cut from any graph: a study measures
+        its metrics there.
         """

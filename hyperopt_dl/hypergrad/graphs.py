@@ -18,24 +18,23 @@ A node with an effect stays where it is, needed or not: a draw of random numbers
 for those after it.
 """
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from hyperopt_dl.hypergrad.aliases import draws, memory_of, name_of, written_by
+from hyperopt_dl.hypergrad.program import Program, program
+from hyperopt_dl.hypergrad.simplify import simplify
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 Joint: TypeAlias = Callable[..., tuple[Tensors, Tensors]]
 """``J(u, x, *tensors) -> ((g, *aux), (Hu, *mixed))``."""
 
 _SAME = frozenset({"aten::detach", "aten::alias"})
-_SILENT = frozenset(
-    {"aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"}
-)
-"""Operators that write into running statistics, and whose schema does not say so."""
 
 
 class CutError(RuntimeError):
@@ -46,12 +45,14 @@ class CutError(RuntimeError):
 class Graphs:
     """The four graphs of a training step; no call records anything for autograd."""
 
-    G: Callable[..., Tensors]
-    A: Callable[..., Tensors]
-    B: Callable[..., Tensors]
-    H: Callable[..., Tensors]
+    G: Program
+    A: Program
+    B: Program
+    H: Program
     outputs: int
     """How many of A's outputs are g and aux; the others are saved."""
+    draws: bool
+    """Whether a step draws random numbers."""
 
     def gradient(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
         """Return g and aux."""
@@ -75,7 +76,7 @@ class Activations:
     """What one step saved, and the graph that reads it."""
 
     saved: Tensors
-    B: Callable[..., Tensors]
+    B: Program
 
     def pull(self, u: Tensor) -> tuple[Tensor, Tensors]:
         """Return Hu and the mixed products."""
@@ -102,22 +103,23 @@ def trace(joint: Joint, u: Tensor, x: Tensor, tensors: Tensors) -> Graphs:
         return split(make_fx(joint)(u, x, *tensors))
 
 
-def _replay(graph: Callable[..., Tensors], *tensors: Tensor) -> Tensors:
+def _replay(graph: Program, *tensors: Tensor) -> Tensors:
     device = tensors[0].device.type
     with torch.no_grad():
         if not torch.is_autocast_enabled(device):
-            return graph(*tensors)
+            return graph.run(*tensors)
         with torch.autocast(device, enabled=False):  # the graph has the casts in it
-            return graph(*tensors)
+            return graph.run(*tensors)
 
 
 def split(joint: fx.GraphModule) -> Graphs:
     """Divide the trace of J."""
     _drop_same(joint.graph)
+    simplify(joint.graph)
     *nodes, output = joint.graph.nodes
     u, *inputs = (node for node in nodes if node.op == "placeholder")
     first, second = output.args[0]
-    memory = _memory(nodes)
+    memory = memory_of(nodes)
     of_u = _dependent(nodes, u, memory)
     if not of_u.isdisjoint((*first, *inputs)):
         raise CutError("the second backward pass writes into what the first one returns")
@@ -128,18 +130,19 @@ def split(joint: fx.GraphModule) -> Graphs:
     read = {*second, *(argument for node in late for argument in node.all_input_nodes)}
     saved = [node for node in early if node in read]
     return Graphs(
-        G=_function(joint, early, inputs, first),
-        A=_function(joint, early, inputs, (*first, *saved)),
-        B=_function(joint, late, (u, *saved), second),
-        H=_function(joint, both, (u, *inputs), second),
+        G=program(joint, early, inputs, first),
+        A=program(joint, early, inputs, (*first, *saved)),
+        B=program(joint, late, (u, *saved), second),
+        H=program(joint, both, (u, *inputs), second),
         outputs=len(first),
+        draws=any(map(draws, early)),
     )
 
 
 def _drop_same(graph: fx.Graph) -> None:
     """Take out what only guards against autograd: at replay there is none."""
     for node in list(graph.nodes):
-        if _name(node) in _SAME:
+        if name_of(node) in _SAME:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
@@ -159,7 +162,7 @@ def _dependent(
         for node in nodes:
             if memory[node] in touched or not dependent.isdisjoint(node.all_input_nodes):
                 dependent.add(node)
-                touched.update(memory[target] for target in _written(node))
+                touched.update(memory[target] for target in written_by(node))
     return dependent
 
 
@@ -173,77 +176,17 @@ def _check_order(
     read: set[fx.Node] = set()
     for node in nodes:
         if node in late:
-            if _draws(node):
-                raise CutError(f"{_name(node)} draws random numbers in the second backward pass")
+            if draws(node):
+                raise CutError(f"{name_of(node)} draws random numbers in the second backward pass")
             read.update(memory[argument] for argument in node.all_input_nodes)
-        elif node in early and not read.isdisjoint(memory[target] for target in _written(node)):
-            raise CutError(f"{_name(node)} writes into what the second backward pass has read")
+        elif node in early and not read.isdisjoint(memory[target] for target in written_by(node)):
+            raise CutError(f"{name_of(node)} writes into what the second backward pass has read")
 
 
 def _needed(members: Sequence[fx.Node], outputs: Iterable[fx.Node]) -> list[fx.Node]:
     """Return the members that the outputs need, and those with an effect and what these need."""
-    needed = {*outputs, *(node for node in members if _draws(node) or _written(node))}
+    needed = {*outputs, *(node for node in members if draws(node) or written_by(node))}
     for node in reversed(members):
         if node in needed:
             needed.update(node.all_input_nodes)
     return [node for node in members if node in needed]
-
-
-def _function(
-    joint: fx.GraphModule,
-    members: Iterable[fx.Node],
-    inputs: Iterable[fx.Node],
-    outputs: Iterable[fx.Node],
-) -> Callable[..., Tensors]:
-    """Return the members, in their order, as a function from the inputs to the outputs."""
-    graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node in inputs}
-    for node in members:
-        if node not in copies:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(tuple(copies[node] for node in outputs))
-    function: Callable[..., Tensors] = fx.GraphModule(joint, graph).forward
-    return function
-
-
-def _memory(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Return for each node the one that made the memory which it holds."""
-    memory: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        viewed = [argument for argument, _ in _aliased(node)]
-        if node.target is operator.getitem:
-            viewed = node.all_input_nodes
-        memory[node] = memory[viewed[0]] if viewed else node
-    return memory
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    """Return the arguments that the node writes into."""
-    if _name(node) in _SILENT:
-        return [node for node in node.args[3:5] if isinstance(node, fx.Node)]
-    return [argument for argument, written in _aliased(node) if written]
-
-
-def _aliased(node: fx.Node) -> list[tuple[fx.Node, bool]]:
-    """Return the arguments that share memory with a result, and whether they are written into."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return []
-    found = []
-    for i, argument in enumerate(node.target._schema.arguments):
-        if argument.alias_info is not None:
-            value: Any = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
-            values = value if isinstance(value, (list, tuple)) else [value]
-            written = argument.alias_info.is_write
-            found += [(each, written) for each in values if isinstance(each, fx.Node)]
-    return found
-
-
-def _draws(node: fx.Node) -> bool:
-    """Return whether the node draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def _name(node: fx.Node) -> str:
-    """Return the operator's name without its overload, such as ``aten::add``."""
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else str(schema.name)

@@ -51,8 +51,10 @@ class Gathered:
 
     def add(self, name: str, term: Tensor) -> None:
         """Add a term to the derivative in a hyperparameter, of its shape."""
-        before = self._sums.get(name)
-        self._sums[name] = term.double() if before is None else before + term
+        if name in self._sums:
+            self._sums[name] += term
+        else:
+            self._sums[name] = term.to(torch.double, copy=True)
 
     def pull(
         self, outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Mapping[str, Tensor]

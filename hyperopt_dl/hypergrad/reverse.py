@@ -30,6 +30,8 @@ Memory: TypeAlias = Literal["auto", "activations", "all", "sqrt"] | int | str
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 AUTO_SHARE = 0.25
 """The part of the memory that is free which ``memory="auto"`` takes for itself."""
+LIGHT = 2.0
+"""A record of so many states or less is kept in place of a state that a sweep comes back to."""
 _logger = logging.getLogger(__name__)
 
 
@@ -99,49 +101,79 @@ class Reverse:
         """Return the outer loss (0-dim) and its derivative by name, as ``Estimator`` says."""
         run = steps_of(training, hparams, seed=seed, device=torch.device(device))
         start = 0 if self.last is None else max(0, training.steps - self.last)
-        if self.memory == "activations" or (self.memory == "auto" and self._fits(run, start)):
-            value = _sweep_recorded(run, training.steps, start)
-        else:
-            actions, snapshots = self._plan(run, training.steps, start)
-            with snapshots:
-                value = _sweep(run, actions, snapshots, start)
+        plan = self._plan(run, training.steps, start)
+        with plan.snapshots:
+            value = _sweep(run, plan, start)
         if observe is not None:
             observe(run.final)
-        return value, run.gathered.gradient(getattr(training, "hparams", frozenset()))
+        return value, run.gradient(getattr(training, "hparams", frozenset()))
 
-    def _fits(self, run: WholeStep, start: int) -> bool:
-        """Return whether the records of all steps fit into the memory that ``"auto"`` takes."""
-        recorded, budget = run.recorded_bytes(), self._budget(run)
-        if recorded is None:
-            return False
-        kept = recorded * (run.steps - start)
-        _logger.info("Reverse: records of %d bytes, a budget of %d bytes.", kept, budget)
-        return self.spill is None and kept <= budget
+    def _plan(self, run: WholeStep, steps: int, start: int) -> "_Plan":
+        """Return what is kept on the way, for a run of so many steps."""
+        match self.memory:
+            case "activations":
+                return _Plan(trajectory.keep_all(steps, start=start), InMemory(), recording=True)
+            case "all":
+                return _Plan(trajectory.keep_all(steps, start=start), InMemory())
+            case int(slots):
+                return _Plan(trajectory.binomial(steps, slots, start=start), InMemory())
+        record = run.recorded_bytes()
+        if self.memory == "sqrt" and record is None:
+            return _Plan(trajectory.square_root(steps, start=start), InMemory())
+        state = _state_bytes(run)
+        if self.memory == "sqrt":
+            light = record is not None and record <= LIGHT * state
+            weight = record / state if record is not None and light else 1.0
+            schedule = trajectory.square_root(steps, start=start, weight=max(1.0, weight))
+            return _Plan(schedule, InMemory(), recording=light)
+        budget = self._budget(run)
+        plan = self._within(budget, steps, start, state, record if self.spill is None else None)
+        _logger.info(
+            "Reverse: %d steps, states of %d bytes, records of %s bytes, a budget of %d bytes: %s.",
+            *(steps - start, state, record, budget, plan.text),
+        )
+        return plan
+
+    def _within(
+        self, budget: int, steps: int, start: int, state: int, record: int | None
+    ) -> "_Plan":
+        """Return the fastest plan within a budget of bytes."""
+        kept = steps - start
+        if record is not None and kept * record <= budget:
+            everything = trajectory.keep_all(steps, start=start)
+            return _Plan(everything, InMemory(), recording=True, text="records of all steps")
+        if self.spill is not None:
+            snapshots = TwoLevel(Path(self.spill), budget)
+            return _Plan(
+                trajectory.keep_all(steps, start=start), snapshots, text="all states, some on disk"
+            )
+        light = record is not None and record <= LIGHT * state and (kept + 1) * state > budget
+        each = record if record is not None and light else state
+        schedule = trajectory.for_budget(steps, each, budget, start=start)
+        most = max(0, budget // max(each, 1) - 1)
+        return _Plan(schedule, InMemory(), recording=light, text=f"up to {most} snapshots")
 
     def _budget(self, run: WholeStep) -> int:
         if self.memory == "auto":
             return int(AUTO_SHARE * available_bytes(run.device))
         return budget_bytes(str(self.memory))
 
-    def _plan(
-        self, run: WholeStep, steps: int, start: int
-    ) -> tuple[Iterable[trajectory.Action], Snapshots]:
-        """Return the schedule and the place for its snapshots."""
-        match self.memory:
-            case "all":
-                return trajectory.keep_all(steps, start=start), InMemory()
-            case "sqrt":
-                return trajectory.square_root(steps, start=start), InMemory()
-            case int(slots):
-                return trajectory.binomial(steps, slots, start=start), InMemory()
-        before = run.initial()
-        after = run.advance(before, 0)
-        state_bytes = size_of(before, after) - size_of(before)
-        budget = self._budget(run)
-        _logger.info("Reverse: states of %d bytes, a budget of %d bytes.", state_bytes, budget)
-        if self.spill is not None:
-            return trajectory.keep_all(steps, start=start), TwoLevel(Path(self.spill), budget)
-        return trajectory.for_budget(steps, state_bytes, budget, start=start), InMemory()
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a sweep does: its schedule, where snapshots live, and whether records are kept."""
+
+    actions: Iterable[trajectory.Action]
+    snapshots: Snapshots
+    recording: bool = False
+    text: str = ""
+
+
+def _state_bytes(run: WholeStep) -> int:
+    """Return the bytes that one more state takes."""
+    before = run.initial()
+    after = run.advance(before, 0)
+    return size_of(before, after) - size_of(before)
 
 
 def steps_of(
@@ -168,44 +200,34 @@ def budget_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def _sweep(
-    run: WholeStep, actions: Iterable[trajectory.Action], snapshots: Snapshots, start: int
-) -> Tensor:
+def _sweep(run: WholeStep, plan: _Plan, start: int) -> Tensor:
     """Carry out a schedule and return E; dE/dλ is gathered by ``run``."""
-    state, value = run.initial(), torch.empty(())
+    snapshots, records = plan.snapshots, dict[int, Any]()
+    state = after = run.initial()
+    value = torch.empty(())
     adjoint: Adjoint = {}
-    for action in actions:
+    for action in plan.actions:
         match action:
+            case trajectory.Record(t) if plan.recording:
+                state, records[t] = run.record(state, t)
+            case trajectory.Record(t):
+                state = run.advance(state, t)
             case trajectory.Store(t):
                 snapshots.put(t, state)
-            case trajectory.Advance(first, stop):
-                for t in range(first, stop):
-                    state = run.advance(state, t)
             case trajectory.Restore(t):
                 state = snapshots.get(t)
             case trajectory.Free(t):
                 snapshots.free(t)
+            case trajectory.Reverse(t) if t in records:
+                adjoint, after = run.pull(records.pop(t), adjoint), state
+            case trajectory.Reverse(t):
+                adjoint, after = run.pull_between(state, after, t, adjoint), state
+            case trajectory.Advance(first, stop):
+                for t in range(first, stop):
+                    state = run.advance(state, t)
             case trajectory.Final():
                 value, adjoint = run.pull_loss(state)
-            case trajectory.Reverse(t):
-                adjoint = run.pull(run.record(state, t)[1], adjoint)
-    if start == 0:
-        run.pull_initial(adjoint)
-    return value
-
-
-def _sweep_recorded(run: WholeStep, steps: int, start: int) -> Tensor:
-    """Sweep with the graph of every step kept from the way forward."""
-    state = run.initial()
-    for t in range(start):
-        state = run.advance(state, t)
-    tape = []
-    for t in range(start, steps):
-        state, recorded = run.record(state, t)
-        tape.append(recorded)
-    value, adjoint = run.pull_loss(state)
-    while tape:
-        adjoint = run.pull(tape.pop(), adjoint)
+                after = state
     if start == 0:
         run.pull_initial(adjoint)
     return value

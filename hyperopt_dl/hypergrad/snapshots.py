@@ -63,33 +63,34 @@ class InMemory:
     """
 
     def __init__(self, *, offload: bool = False) -> None:
-        self.held_bytes = 0
-        """The bytes that the stored states take."""
         self._offload = offload
         self._states: dict[int, State] = {}
         self._devices: dict[int, dict[str, torch.device]] = {}
         self._copies = _Twins[Tensor]()
-        self._uses: Counter[int] = Counter()
 
     def put(self, t: int, state: State) -> None:
         """Store the state before step ``t``."""
-        self._devices[t] = {name: tensor.device for name, tensor in state.items()}
-        self._states[t] = {name: self._keep(tensor) for name, tensor in state.items()}
-        for storage, size in _storages(self._states[t]).items():
-            self.held_bytes += 0 if self._uses[storage] else size
-            self._uses[storage] += 1
+        if self._offload:
+            self._devices[t] = {name: tensor.device for name, tensor in state.items()}
+            state = {name: self._keep(tensor) for name, tensor in state.items()}
+        self._states[t] = state
 
     def get(self, t: int) -> State:
         """Return the stored state before step ``t``."""
+        state = self._states[t]
+        if not self._offload:
+            return state
         devices = self._devices[t]
-        return {name: self._fetch(kept, devices[name]) for name, kept in self._states[t].items()}
+        return {name: self._fetch(kept, devices[name]) for name, kept in state.items()}
 
     def free(self, t: int) -> None:
         """Forget the stored state before step ``t``."""
-        del self._devices[t]
-        for storage, size in _storages(self._states.pop(t)).items():
-            self._uses[storage] -= 1
-            self.held_bytes -= 0 if self._uses[storage] else size
+        self._devices.pop(t, None)
+        del self._states[t]
+
+    def held(self, t: int) -> State:
+        """Return the tensors that stand for the state before step ``t`` here."""
+        return self._states[t]
 
     def __enter__(self) -> Self:
         return self
@@ -232,15 +233,21 @@ class TwoLevel:
         self._disk = OnDisk(folder)
         self._memory = InMemory(offload=offload)
         self._in_memory: list[int] = []
+        self._uses: Counter[int] = Counter()
+        self.held_bytes = 0
+        """The bytes that the states in memory take."""
 
     def put(self, t: int, state: State) -> None:
         """Store the state before step ``t``, and move to disk what memory has no room for."""
         self._memory.put(t, state)
         self._in_memory.append(t)
-        while self._memory.held_bytes > self._budget:
+        for storage, size in _storages(self._memory.held(t)).items():
+            self.held_bytes += 0 if self._uses[storage] else size
+            self._uses[storage] += 1
+        while self.held_bytes > self._budget:
             oldest = self._in_memory.pop(0)
             self._disk.put(oldest, self._memory.get(oldest))
-            self._memory.free(oldest)
+            self._free_memory(oldest)
 
     def get(self, t: int) -> State:
         """Return the stored state before step ``t``."""
@@ -250,7 +257,7 @@ class TwoLevel:
         """Forget the stored state before step ``t``."""
         if t in self._in_memory:
             self._in_memory.remove(t)
-            self._memory.free(t)
+            self._free_memory(t)
         else:
             self._disk.free(t)
 
@@ -262,6 +269,14 @@ class TwoLevel:
             levels.push(self._disk)
             levels.push(self._memory)
         self._in_memory.clear()
+        self._uses.clear()
+        self.held_bytes = 0
+
+    def _free_memory(self, t: int) -> None:
+        for storage, size in _storages(self._memory.held(t)).items():
+            self._uses[storage] -= 1
+            self.held_bytes -= 0 if self._uses[storage] else size
+        self._memory.free(t)
 
 
 Twin = TypeVar("Twin", Tensor, _Place)

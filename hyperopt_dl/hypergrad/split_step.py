@@ -9,16 +9,17 @@ Letters: x the p parameters; z the optimizer's slots; ℓ the training loss on a
 gradient; H its Hessian; u the adjoint of g; λ the hyperparameters.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperopt_dl.batches import Batch
-from hyperopt_dl.hypergrad.adjoints import Step, adjoint_of
+from hyperopt_dl.hypergrad.adjoints import Pulled, Step, adjoint_of
 from hyperopt_dl.hypergrad.agreement import Example
 from hyperopt_dl.hypergrad.eager import Eager, Loss, Saved, saved_bytes
+from hyperopt_dl.hypergrad.run_options import Options, RunOptions
 from hyperopt_dl.hypergrad.snapshots import size_of
 from hyperopt_dl.hypergrad.traced import Traced, choose
 from hyperopt_dl.hypergrad.whole_step import Adjoint, WholeStep
@@ -39,7 +40,7 @@ class Recorded(NamedTuple):
     """One step: what the rule's adjoint, its options and the Hessian product need."""
 
     step: Step
-    options: Mapping[str, Any]
+    options: Options
     saved: Saved
 
 
@@ -61,45 +62,46 @@ class SplitStep(WholeStep):
         state = self.initial()
         self._network = training.network(state, self.gathered.hparams)
         self._rule = adjoint_of(training.optimizer)
+        self._options = RunOptions(
+            training.optimizer, self._network.layout, state["params"], self.gathered
+        )
         self._used = self._used_by_the_loss(state)
         self._derivatives = self._choose(state)
 
     def advance(self, state: State, t: int) -> State:
         """Return s[t + 1], without a graph."""
-        training = self._supervised
-        with training.draws(state, t):
-            tensors = self._tensors(state, t)
-            g, buffers = self._derivatives.gradient(state["params"], tensors)
-        with torch.no_grad():
-            options = training.options(state, self._network, self.gathered.hparams, t)
-            return training.update(state, g, self._named(state, buffers), options, t)
+        g, buffers = self._call("gradient", state, t)
+        return self._update(state, g, buffers, self._options.at(t), t)
 
     def record(self, state: State, t: int) -> tuple[State, Any]:
         """Return s[t + 1], and what the adjoints of the rule and of the gradient need."""
-        training, hparams = self._supervised, self.gathered.hparams
-        with training.draws(state, t):
-            tensors = self._tensors(state, t)
-            g, buffers, saved = self._derivatives.linearize(state["params"], tensors)
-        with torch.enable_grad():
-            options = training.options(state, self._network, hparams, t)
-        plain = {n: v.detach() if isinstance(v, Tensor) else v for n, v in options.items()}
-        with torch.no_grad():
-            after = training.update(state, g, self._named(state, buffers), plain, t)
-        step = Step(state["params"], slots_of(state), g, slots_of(after), plain, t)
-        return after, Recorded(step, options, saved)
+        g, buffers, saved = self._call("linearize", state, t)
+        options = self._options.at(t)
+        after = self._update(state, g, buffers, options, t)
+        g = g if self._rule.reads_g else g.new_empty(0)  # a record may be kept for long
+        return after, Recorded(self._step(state, g, after, options, t), options, saved)
 
     def pull(self, recorded: Any, adjoint: Adjoint) -> Adjoint:
         """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""
         step, options, saved = recorded
-        x_bar = adjoint["params"] if "params" in adjoint else torch.zeros_like(step.x)
-        pulled = self._rule(step, x_bar, slots_of(adjoint))
-        reached = [name for name in pulled.options if options[name].requires_grad]
-        self.gathered.pull([options[n] for n in reached], [pulled.options[n] for n in reached], {})
-        Hu, mixed = self._derivatives.pull(saved, pulled.u)
-        for name, product in zip(self._used, mixed, strict=True):
-            self.gathered.add(name, product)
-        slots = {SLOT + name: value for name, value in pulled.slots.items()}
-        return {"params": pulled.x + Hu, **slots}
+        pulled = self._pull_rule(step, options, adjoint)
+        return self._joined(pulled, saved.pull(pulled.u))
+
+    def pull_between(self, state: State, after: State, t: int, adjoint: Adjoint) -> Adjoint:
+        """Return α[t] from s[t] and s[t + 1], without g where the rule's adjoint can do so."""
+        options = self._options.at(t)
+        if self._rule.reads_g:
+            g, _, saved = self._call("linearize", state, t)
+            step = self._step(state, g, after, options, t)
+            return self.pull(Recorded(step, options, saved), adjoint)
+        step = self._step(state, state["params"].new_empty(0), after, options, t)
+        pulled = self._pull_rule(step, options, adjoint)
+        return self._joined(pulled, self._call("product", state, t, pulled.u))
+
+    def gradient(self, used: Set[str]) -> dict[str, Tensor]:
+        """Return dE/dλ by name, of all that has been pulled back."""
+        self._options.finish()
+        return super().gradient(used)
 
     def recorded_bytes(self) -> int:
         """Return the bytes that one recorded step keeps: activations, and the state before it."""
@@ -108,8 +110,43 @@ class SplitStep(WholeStep):
         beside = [*before.values(), *after.values()]
         return saved_bytes(recorded.saved, beside) + size_of(before, after) - size_of(before)
 
-    def _named(self, state: State, buffers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        return dict(zip(unpack(state).buffers, buffers, strict=True))
+    def _call(self, name: str, state: State, t: int, *more: Tensor) -> Any:
+        """Call one of the derivatives at a step, on its batch and its stream of random numbers."""
+        training, x = self._supervised, state["params"]
+        if not training.in_memory:  # to look at an example may draw, and comes first
+            with training.draws(state, t):
+                return getattr(self._derivatives, name)(x, self._tensors(state, t), *more)
+        tensors = self._tensors(state, t)
+        derivatives = self._derivatives.at(x, tensors)
+        if not derivatives.draws:
+            return getattr(derivatives, name)(x, tensors, *more)
+        with training.draws(state, t):
+            return getattr(derivatives, name)(x, tensors, *more)
+
+    def _update(
+        self, state: State, g: Tensor, buffers: tuple[Tensor, ...], options: Options, t: int
+    ) -> State:
+        named = dict(zip(unpack(state).buffers, buffers, strict=True)) if buffers else {}
+        with torch.no_grad():
+            return self._supervised.update(state, g, named, options.plain, t)
+
+    def _step(self, state: State, g: Tensor, after: State, options: Options, t: int) -> Step:
+        slots = slots_of(state), slots_of(after)
+        return Step(state["params"], slots[0], g, slots[1], options.plain, options.wanted, t)
+
+    def _pull_rule(self, step: Step, options: Options, adjoint: Adjoint) -> Pulled:
+        x_bar = adjoint["params"] if "params" in adjoint else torch.zeros_like(step.x)
+        pulled = self._rule(step, x_bar, slots_of(adjoint))
+        self._options.add(options, pulled.options)
+        return pulled
+
+    def _joined(self, pulled: Pulled, products: tuple[Tensor, tuple[Tensor, ...]]) -> Adjoint:
+        """Return the adjoint of the state, by the rule and by the gradient."""
+        Hu, mixed = products
+        for name, product in zip(self._used, mixed, strict=True):
+            self.gathered.add(name, product)
+        slots = {SLOT + name: value for name, value in pulled.slots.items()}
+        return {"params": pulled.x + Hu, **slots}
 
     def _tensors(self, state: State, t: int) -> tuple[Tensor, ...]:
         """Return everything but the parameters that the loss of step t may depend on."""

@@ -44,13 +44,13 @@ class Traced:
         self, x: Tensor, tensors: Tensors, *, key: Hashable = ()
     ) -> tuple[Tensor, Tensors]:
         """Return g and aux; no graph is kept."""
-        return self._known(x, tensors, key).gradient(x, tensors)
+        return self.at(x, tensors, key=key).gradient(x, tensors)
 
     def linearize(
         self, x: Tensor, tensors: Tensors, *, key: Hashable = ()
     ) -> tuple[Tensor, Tensors, Saved]:
         """Return g, aux, and the activations that ``pull`` reads."""
-        return self._known(x, tensors, key).linearize(x, tensors)
+        return self.at(x, tensors, key=key).linearize(x, tensors)
 
     def pull(self, saved: Saved, u: Tensor) -> tuple[Tensor, Tensors]:
         """Return Hu and the mixed products from what ``linearize`` kept."""
@@ -60,7 +60,7 @@ class Traced:
         self, x: Tensor, tensors: Tensors, u: Tensor, *, key: Hashable = ()
     ) -> tuple[Tensor, Tensors]:
         """Return Hu and the mixed products; costs about two gradients."""
-        return self._known(x, tensors, key).product(x, tensors, u)
+        return self.at(x, tensors, key=key).product(x, tensors, u)
 
     def trace(self, x: Tensor, tensors: Tensors, *, key: Hashable = ()) -> None:
         """Trace this kind of input unless that was done; raises what tracing raises."""
@@ -68,7 +68,8 @@ class Traced:
         if not isinstance(self._kinds.get(kind), Graphs):
             self._kinds[kind] = self._trace(x, tensors)
 
-    def _known(self, x: Tensor, tensors: Tensors, key: Hashable) -> Graphs | Eager:
+    def at(self, x: Tensor, tensors: Tensors, *, key: Hashable = ()) -> Graphs | Eager:
+        """Return the graphs for this kind of input, or the eager answer where there are none."""
         kind = _kind(x, tensors, key)
         if kind not in self._kinds and len(self._kinds) < MAX_TRACES:
             ramp = torch.arange(x.numel(), device=x.device)

@@ -35,6 +35,16 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """Run step ``t`` from the current state; nothing runs it again but ``Reverse(t)``.
+
+    So its graph may be kept till then, which spares that run.
+    """
+
+    t: int
+
+
+@dataclass(frozen=True, slots=True)
 class Final:
     """Take the loss and its gradient: the current state is the one after the last step."""
 
@@ -55,19 +65,19 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Reverse:
-    """Differentiate step ``t`` and pull the adjoint back through it, from the current state."""
+    """Pull the adjoint back through step ``t``: by its record, or from the current state."""
 
     t: int
 
 
-Action: TypeAlias = Store | Advance | Final | Restore | Free | Reverse
+Action: TypeAlias = Store | Advance | Record | Final | Restore | Free | Reverse
 
 
 class Cost(NamedTuple):
     """What a schedule takes, beside the one run of each differentiated step with its graph."""
 
     forward_steps: int
-    """Steps that are run without a graph, the first pass included."""
+    """Steps that are run forward, the first pass included."""
     snapshots: int
     """The most snapshots alive at a time; the current state comes on top."""
 
@@ -90,8 +100,8 @@ def keep_all(steps: int, *, start: int = 0) -> Iterator[Action]:
     return binomial(steps, steps - start, start=start)
 
 
-def square_root(steps: int, *, start: int = 0) -> Iterator[Action]:
-    """Return the schedule of segments of ``k = ceil(sqrt(steps - start))`` steps.
+def square_root(steps: int, *, start: int = 0, weight: float = 1.0) -> Iterator[Action]:
+    """Return the schedule of segments of ``k = ceil(sqrt((steps - start) / weight))`` steps.
 
     The first pass stores where segments begin, and every state of the last one. Each other segment
     is run again once, storing its states. ``binomial`` with as many snapshots runs at most as many
@@ -100,16 +110,17 @@ def square_root(steps: int, *, start: int = 0) -> Iterator[Action]:
     Args:
         steps: The number of steps T of the run.
         start: The first step that is differentiated.
+        weight: What is kept of each step of a segment, in states: more than 1 where records are.
 
     Returns:
-        The actions, once and lazily. At most 2 k - 1 snapshots, and no step is run more than twice
-        without its graph.
+        The actions, once and lazily. At most ``k - 1 + ceil((steps - start) / k)`` snapshots, and
+        no step is run forward more than twice.
 
     Raises:
         TrainingError: Not ``0 <= start < steps``.
     """
     _check_span("square_root", steps, start)
-    k = math.isqrt(steps - start - 1) + 1
+    k = max(1, math.ceil(math.sqrt((steps - start) / weight)))
 
     def spacing(stack: list[int], link: int) -> int:
         base = stack[-1]
@@ -186,6 +197,8 @@ def cost(schedule: Iterable[Action]) -> Cost:
         match action:
             case Advance(start, stop):
                 forward += stop - start
+            case Record():
+                forward += 1
             case Store():
                 alive += 1
                 most = max(most, alive)
@@ -223,7 +236,8 @@ def _sweep(steps: int, start: int, spacing: Callable[[list[int], int], int]) -> 
             yield Restore(current)
         while current < link:
             ahead = current + spacing(stack, link)
-            yield Advance(current, ahead)
+            # One step from a snapshot to the next state of interest: both ends stay known.
+            yield Record(current) if ahead == current + 1 else Advance(current, ahead)
             current = ahead
             if current < link:
                 yield Store(current)

@@ -4,7 +4,7 @@ Letters: s the state, λ the hyperparameters, E the outer loss, α = dE/ds the a
 row vector), ``s[t + 1] = Φ(s[t], λ, t)``, ``A = ∂Φ/∂s``, ``B = ∂Φ/∂λ`` (Franceschi et al. 2017).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -74,6 +74,16 @@ class WholeStep:
         outputs = [recorded.outputs[name] for name in names]
         return self.gathered.pull(outputs, [adjoint[name] for name in names], recorded.inputs)
 
+    def pull_between(
+        self,
+        state: State,
+        after: State,  # noqa: ARG002
+        t: int,
+        adjoint: Adjoint,
+    ) -> Adjoint:
+        """Return α[t] from s[t], where s[t + 1] is known too and may spare some of the step."""
+        return self.pull(self.record(state, t)[1], adjoint)
+
     def pull_loss(self, state: State) -> tuple[Tensor, Adjoint]:
         """Return E(s[T]) and its adjoint α[T], and gather ∂E/∂λ."""
         self.final = state
@@ -93,6 +103,10 @@ class WholeStep:
             state = self._init()
         names = [name for name in adjoint if state[name].requires_grad]
         self.gathered.pull([state[n] for n in names], [adjoint[n] for n in names], {})
+
+    def gradient(self, used: Set[str]) -> dict[str, Tensor]:
+        """Return dE/dλ by name, of all that has been pulled back; ``used`` as for ``Gathered``."""
+        return self.gathered.gradient(used)
 
     def _init(self) -> State:
         return self._training.init(self.gathered.hparams, seed=self._seed, device=self.device)

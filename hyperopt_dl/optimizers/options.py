@@ -89,7 +89,7 @@ def is_zero(value: object) -> bool:
     A term whose weight is the number 0 can be left out; one whose weight is a tensor of value 0
     cannot, because it still has a derivative.
     """
-    return isinstance(value, numbers.Real) and value == 0
+    return not isinstance(value, Tensor) and bool(value == 0)
 
 
 def names_in(options: Iterable[Option]) -> frozenset[str]:

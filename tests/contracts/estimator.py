@@ -183,7 +183,7 @@ class EstimatorContract:
         assert not any(tensor.requires_grad for tensor in (value, *gradient.values()))
 
     def test_the_observer_sees_the_state_of_the_outer_loss_once_and_without_a_graph(
-        self, estimator: Estimator
+        self, estimator: Any
     ) -> None:
         seen: list[State] = []
         value, _ = estimator(Spiral(), SPIRAL_AT, seed=0, device="cpu", observe=seen.append)

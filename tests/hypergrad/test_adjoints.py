@@ -49,17 +49,15 @@ def made(rule: Optimizer, values: dict[str, Any], t: int, *, zero: bool = False)
         g[2] = 0.0
         slots = {name: slot * (torch.arange(P) != 2) for name, slot in slots.items()}
     after = rule.update(x, g, slots, values, t)[1]
-    return Step(x, slots, g, after, values, t), draw(), {name: draw() for name in slots}
+    wanted = frozenset(values) - {"dampening"}
+    return Step(x, slots, g, after, values, wanted, t), draw(), {name: draw() for name in slots}
 
 
-def as_tensors(values: dict[str, float], kind: str) -> dict[str, Any]:
-    tensors: dict[str, Any] = {
-        name: torch.full((P,) if kind == "grouped" else (), value, dtype=torch.double)
-        for name, value in values.items()
-    }
-    if "dampening" in tensors:
-        tensors["dampening"] = 0.0
-    return tensors
+def as_given(values: dict[str, float], kind: str) -> dict[str, Any]:
+    if kind == "scalar":
+        return dict(values)
+    vectors = {name: torch.full((P,), v, dtype=torch.double) for name, v in values.items()}
+    return {**vectors, **({"dampening": 0.0} if "dampening" in values else {})}
 
 
 def assert_equal(closed: Pulled, exact: Pulled) -> None:
@@ -76,23 +74,23 @@ def assert_equal(closed: Pulled, exact: Pulled) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_closed_form_equals_autograd(name: str, kind: str, t: int) -> None:
     rule, values = CASES[name]
-    step, x_bar, slots_bar = made(rule, as_tensors(values, kind), t)
+    step, x_bar, slots_bar = made(rule, as_given(values, kind), t)
     closed = adjoint_of(rule)
-    assert getattr(closed, "func", None) is not by_autograd
+    assert closed.form is not by_autograd
     assert_equal(closed(step, x_bar, slots_bar), by_autograd(rule, step, x_bar, slots_bar))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_last_step_has_no_adjoint_of_its_slots(name: str) -> None:
     rule, values = CASES[name]
-    step, x_bar, _ = made(rule, as_tensors(values, "scalar"), 3)
+    step, x_bar, _ = made(rule, as_given(values, "scalar"), 3)
     assert_equal(adjoint_of(rule)(step, x_bar, {}), by_autograd(rule, step, x_bar, {}))
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_an_entry_that_never_had_a_gradient_has_finite_adjoints(name: str) -> None:
     rule, values = CASES[name]
-    step, x_bar, slots_bar = made(rule, as_tensors(values, "scalar"), 4, zero=True)
+    step, x_bar, slots_bar = made(rule, as_given(values, "scalar"), 4, zero=True)
     closed = adjoint_of(rule)(step, x_bar, slots_bar)
     assert torch.isfinite(closed.u).all()
     assert_equal(closed, by_autograd(rule, step, x_bar, slots_bar))
@@ -102,6 +100,7 @@ def test_an_entry_that_never_had_a_gradient_has_finite_adjoints(name: str) -> No
 def test_constants_have_no_adjoint(name: str) -> None:
     rule, values = CASES[name]
     step, x_bar, slots_bar = made(rule, values, 2)
+    step = step._replace(wanted=frozenset())
     closed = adjoint_of(rule)(step, x_bar, slots_bar)
     assert closed.options == {}
     assert_equal(closed, by_autograd(rule, step, x_bar, slots_bar))
@@ -120,13 +119,24 @@ def test_constants_have_no_adjoint(name: str) -> None:
     ids=lambda rule: type(rule).__name__,
 )
 def test_other_rules_are_left_to_autograd(rule: Optimizer) -> None:
-    assert getattr(adjoint_of(rule), "func", None) is by_autograd
+    assert adjoint_of(rule).form is by_autograd
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_form_that_does_not_read_the_gradient_says_so(name: str) -> None:
+    rule, values = CASES[name]
+    step, x_bar, slots_bar = made(rule, values, 2)
+    closed = adjoint_of(rule)
+    assert closed.reads_g == (name not in {"momentum", "momentum, maximize"})
+    if not closed.reads_g:
+        without = step._replace(g=torch.empty(0))
+        assert_equal(closed(without, x_bar, slots_bar), closed(step, x_bar, slots_bar))
 
 
 def test_autograd_agrees_with_central_differences() -> None:
     rule = RMSprop("lr", "alpha", momentum="mu")
     values = {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1, "momentum": 0.5}
-    step, x_bar, slots_bar = made(rule, as_tensors(values, "scalar"), 3)
+    step, x_bar, slots_bar = made(rule, as_given(values, "scalar"), 3)
 
     def response(name: str, value: float) -> float:
         options = {**step.options, name: torch.tensor(value, dtype=torch.double)}

@@ -18,6 +18,7 @@ from hyperopt_dl.hypergrad.trajectory import (
     Advance,
     Final,
     Free,
+    Record,
     Restore,
     Reverse,
     Store,
@@ -218,6 +219,8 @@ def sweep(store: Snapshots, schedule: Iterator[Action]) -> Tensor:
                 case Advance(start, stop):
                     for t in range(start, stop):
                         state = step(state, t)
+                case Record(t):
+                    state = step(state, t)
                 case Final():
                     adjoint = 2 * state["s"]
                 case Reverse(t):
@@ -243,8 +246,8 @@ def test_memory_holds_the_tensors_themselves() -> None:
         assert all(store.get(0)[name] is tensor for name, tensor in state.items())
 
 
-def test_memory_counts_what_states_share_once() -> None:
-    with InMemory() as store:
+def test_two_levels_count_what_states_in_memory_share_once(tmp_path: Path) -> None:
+    with TwoLevel(tmp_path, 1000) as store:
         sizes = []
         for t, state in enumerate(states(3)):
             store.put(t, state)

@@ -19,6 +19,7 @@ from hyperopt_dl.hypergrad.trajectory import (
     Cost,
     Final,
     Free,
+    Record,
     Restore,
     Reverse,
     Store,
@@ -46,7 +47,9 @@ class Walk:
     """What happens to a run under a schedule; every action must be possible where it stands."""
 
     runs: list[int]
-    """How often each step was run without a graph."""
+    """How often each step was run forward."""
+    recorded: set[int] = field(default_factory=set)
+    """Steps whose record is waiting."""
     reversed: list[int] = field(default_factory=list)
     most_stored: int = 0
     stores: int = 0
@@ -67,9 +70,17 @@ def walk(actions: Iterable[Action], steps: int) -> Walk:
                 seen.most_stored = max(seen.most_stored, len(stored))
             case Advance(start, stop):
                 assert current == start < stop <= steps
+                assert seen.recorded.isdisjoint(range(start, stop))
                 for t in range(start, stop):
                     seen.runs[t] += 1
                 current = stop
+            case Record(t):
+                assert current == t
+                assert t in stored
+                assert t not in seen.recorded
+                seen.recorded.add(t)
+                seen.runs[t] += 1
+                current = t + 1
             case Final():
                 assert current == steps
                 assert not seen.reversed
@@ -82,8 +93,10 @@ def walk(actions: Iterable[Action], steps: int) -> Walk:
             case Reverse(t):
                 assert current == t
                 assert seen.losses == 1
+                seen.recorded.discard(t)
                 seen.reversed.append(t)
     assert not stored
+    assert not seen.recorded
     assert seen.losses == 1
     return seen
 
@@ -180,6 +193,19 @@ def test_square_root_runs_each_step_at_most_twice_with_twice_the_root_of_states(
     assert seen.runs[last_segment:] == [1] * (steps - last_segment)
 
 
+@pytest.mark.parametrize("weight", [1.0, 1.7, 4.0, 1000.0])
+@pytest.mark.parametrize("steps", [1, 2, 40, 101])
+def test_what_weighs_more_is_kept_of_shorter_segments(steps: int, weight: float) -> None:
+    seen = walk(square_root(steps, weight=weight), steps)
+    k = math.ceil(math.sqrt(steps / weight))
+    assert max(seen.runs) <= 2
+    assert seen.most_stored <= k - 1 + math.ceil(steps / k)
+    recorded = [a.t for a in square_root(steps, weight=weight) if isinstance(a, Record)]
+    bases = range(0, steps, k)
+    alive = len(bases) + weight * max(sum(b <= t < b + k for t in recorded) for b in bases)
+    assert alive <= 2 * math.sqrt(steps * weight) + weight + 1
+
+
 @pytest.mark.parametrize("slots", range(1, 7))
 @pytest.mark.parametrize("steps", range(1, 41))
 def test_binomial_runs_and_stores_as_little_as_dynamic_programming(steps: int, slots: int) -> None:
@@ -225,6 +251,7 @@ def test_a_long_run_is_scheduled_lazily_in_flat_memory() -> None:
 def test_cost_counts_forward_steps_and_snapshots() -> None:
     schedule: list[Action] = [Advance(0, 3), Store(3), Advance(3, 5), Store(5), Free(5), Final()]
     assert cost(schedule) == Cost(forward_steps=5, snapshots=2)
+    assert cost([Store(0), Record(0), Final()]) == Cost(forward_steps=1, snapshots=1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Which nodes of a trace share memory, which write into it, and which draw random numbers."""
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+_SILENT = frozenset(
+    {"aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"}
+)
+"""Operators that write into running statistics, and whose schema does not say so."""
+
+
+def memory_of(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Return for each node the one that made the memory which it holds."""
+    memory: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        viewed = [argument for argument, _ in _aliased(node)]
+        if node.target is operator.getitem:
+            viewed = node.all_input_nodes
+        memory[node] = memory[viewed[0]] if viewed else node
+    return memory
+
+
+def written_by(node: fx.Node) -> list[fx.Node]:
+    """Return the arguments that the node writes into."""
+    if name_of(node) in _SILENT:
+        return [node for node in node.args[3:5] if isinstance(node, fx.Node)]
+    return [argument for argument, written in _aliased(node) if written]
+
+
+def _aliased(node: fx.Node) -> list[tuple[fx.Node, bool]]:
+    """Return the arguments that share memory with a result, and whether they are written into."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    found = []
+    for i, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None:
+            value: Any = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            written = argument.alias_info.is_write
+            found += [(each, written) for each in values if isinstance(each, fx.Node)]
+    return found
+
+
+def draws(node: fx.Node) -> bool:
+    """Return whether the node draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def name_of(node: fx.Node) -> str:
+    """Return the operator's name without its overload, such as ``aten::add``."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name)
