@@ -19,7 +19,7 @@ for those after it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -53,6 +53,11 @@ class Graphs:
     """How many of A's outputs are g and aux; the others are saved."""
     draws: bool
     """Whether a step draws random numbers."""
+
+    def compiled(self) -> "Graphs":
+        """Return the same graphs, each compiled when it is first replayed."""
+        G, A, B, H = (part.compiled() for part in (self.G, self.A, self.B, self.H))
+        return replace(self, G=G, A=A, B=B, H=H)
 
     def gradient(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
         """Return g and aux."""

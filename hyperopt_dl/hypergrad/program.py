@@ -5,15 +5,17 @@ write ``torch.ops.aten.add.Tensor(a, b)``: three lookups, and a call in Python a
 C++. Here every operator is bound once, to the innermost callable that torch offers.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from hyperopt_dl.hypergrad.aliases import name_of
+from hyperopt_dl.hypergrad.compiled import Compiled
 
 _METHODS = {
     torch.ops.aten.view.default: "view",
@@ -33,11 +35,17 @@ class Program:
         source: Its text.
         operators: The operators that it calls, in their order, such as ``"aten::add"``, or ``""``
             where an item is taken.
+        graph: Makes the graph that it was made of, for a compiler.
     """
 
     run: Callable[..., tuple[Tensor, ...]]
     source: str
     operators: tuple[str, ...]
+    graph: Callable[[], fx.GraphModule]
+
+    def compiled(self) -> "Program":
+        """Return the same program, which TorchInductor compiles when it is first run."""
+        return replace(self, run=Compiled(self.graph()))
 
 
 def program(
@@ -71,7 +79,26 @@ def program(
     source = "\n".join([f"def run({arguments}):", *lines, f"    return ({results},)"])
     exec(source, scope)
     called = (node for node in body if node.op == "call_function")
-    return Program(scope["run"], source, tuple(name_of(node) for node in called))
+    return Program(
+        scope["run"],
+        source,
+        tuple(name_of(node) for node in called),
+        functools.partial(_graph, root, body, inputs, outputs),
+    )
+
+
+def _graph(
+    root: torch.nn.Module,
+    body: Iterable[fx.Node],
+    inputs: Sequence[fx.Node],
+    outputs: Sequence[fx.Node],
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in body:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in outputs))
+    return fx.GraphModule(root, graph)
 
 
 def _call(root: torch.nn.Module, node: fx.Node, scope: dict[str, Any]) -> str:

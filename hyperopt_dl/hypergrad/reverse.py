@@ -59,6 +59,10 @@ class Reverse:
             convex). ``None`` differentiates all of them.
         spill: A folder for states that do not fit into the size given as ``memory``; with it all
             states are kept. The files are removed in the end, also after an exception.
+        compile: Whether TorchInductor compiles the step of a ``Supervised``: about twice as fast on
+            small networks, after a minute or more of compiling that pays over many runs. The code
+            is kept for other processes in a folder of its own beside the temporary files, or where
+            ``TORCHINDUCTOR_CACHE_DIR`` says. Needs a C++ compiler.
 
     Raises:
         TrainingError: A setting that is none of these.
@@ -66,12 +70,13 @@ class Reverse:
     Example:
         >>> import hyperopt_dl as hd
         >>> hd.hypergrad.Reverse(memory="sqrt")
-        Reverse(memory='sqrt', last=None, spill=None)
+        Reverse(memory='sqrt', last=None, spill=None, compile=False)
     """
 
     memory: Memory = "auto"
     last: int | None = None
     spill: str | os.PathLike[str] | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.last is not None and (type(self.last) is not int or self.last < 1):
@@ -99,7 +104,8 @@ class Reverse:
         observe: Observer | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the outer loss (0-dim) and its derivative by name, as ``Estimator`` says."""
-        run = steps_of(training, hparams, seed=seed, device=torch.device(device))
+        place = torch.device(device)
+        run = steps_of(training, hparams, seed=seed, device=place, compile=self.compile)
         start = 0 if self.last is None else max(0, training.steps - self.last)
         plan = self._plan(run, training.steps, start)
         with plan.snapshots:
@@ -177,11 +183,25 @@ def _state_bytes(run: WholeStep) -> int:
 
 
 def steps_of(
-    training: Training, hparams: Mapping[str, Any], *, seed: int, device: torch.device
+    training: Training,
+    hparams: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    compile: bool = False,  # noqa: A002
 ) -> WholeStep:
-    """Return the steps of a run and their derivatives, split at the gradient where that can be."""
+    """Return the steps of a run and their derivatives, split at the gradient where that can be.
+
+    Raises:
+        TrainingError: ``compile`` for a training that is not split.
+    """
     if type(training) is Supervised:  # a subclass may have a step of its own
-        return SplitStep(training, hparams, seed=seed, device=device)
+        return SplitStep(training, hparams, seed=seed, device=device, compile=compile)
+    if compile:
+        raise TrainingError(
+            f"compile=True is for a Supervised, got a {type(training).__name__}, whose steps are "
+            f"differentiated as a whole. Leave compile out."
+        )
     return WholeStep(training, hparams, seed=seed, device=device)
 
 

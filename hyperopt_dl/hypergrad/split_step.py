@@ -52,10 +52,17 @@ class SplitStep(WholeStep):
         hparams: Its hyperparameters, of which those that are floating are differentiated.
         seed: Seed of the run.
         device: Device of the run.
+        compile: Whether the graphs of the loss are compiled, however short the run.
     """
 
     def __init__(
-        self, training: Supervised, hparams: Mapping[str, Any], *, seed: int, device: torch.device
+        self,
+        training: Supervised,
+        hparams: Mapping[str, Any],
+        *,
+        seed: int,
+        device: torch.device,
+        compile: bool = False,  # noqa: A002
     ) -> None:
         super().__init__(training, hparams, seed=seed, device=device)
         self._supervised = training
@@ -66,7 +73,7 @@ class SplitStep(WholeStep):
             training.optimizer, self._network.layout, state["params"], self.gathered
         )
         self._used = self._used_by_the_loss(state)
-        self._derivatives = self._choose(state)
+        self._derivatives = self._choose(state, compile)
 
     def advance(self, state: State, t: int) -> State:
         """Return s[t + 1], without a graph."""
@@ -192,23 +199,25 @@ class SplitStep(WholeStep):
         found = torch.autograd.grad(value, [*leaves.values()], allow_unused=True)
         return tuple(n for n, part in zip(leaves, found, strict=True) if part is not None)
 
-    def _choose(self, state: State) -> Eager | Traced:
+    def _choose(self, state: State, compiled: bool) -> Eager | Traced:
         """Return the derivatives of the loss; they are traced once for all runs of a structure."""
         leaves = tuple(self.gathered.leaves)
         structure = {n: _whole(v) for n, v in self.gathered.hparams.items() if n not in leaves}
-        key: Hashable = (self._used, leaves, repr(sorted(structure.items())))
+        key: Hashable = (compiled, self._used, leaves, repr(sorted(structure.items())))
         known = self._network.derived
         if key not in known:
             with self._supervised.draws(state, 0):
                 width = len(self._tensors(state, 0))
             loss, recurrent = self._loss(state, width), self._network.recurrent
             wrt = [width - len(leaves) + leaves.index(name) for name in self._used]
-            if self._supervised.steps < TRACED_FROM:
+            if self._supervised.steps < TRACED_FROM and not compiled:
                 return Eager(loss, wrt=wrt, recurrent=recurrent)
             examples = [self._example(state, t) for t in range(PROBES)]
             if len(known) >= KEPT_TRACES:
                 known.clear()
-            known[key] = choose(loss, examples, range(PROBES), wrt=wrt, recurrent=recurrent)
+            known[key] = choose(
+                loss, examples, range(PROBES), wrt=wrt, recurrent=recurrent, compile=compiled
+            )
         derivatives: Eager | Traced = known[key]
         return derivatives
 

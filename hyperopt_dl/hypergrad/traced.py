@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.agreement import (
     Example,
     copied,
@@ -34,10 +35,12 @@ class Traced:
 
     Args:
         eager: The loss, and the answer where there is no trace.
+        compile: Whether the graphs are compiled by TorchInductor, each at its first replay.
     """
 
-    def __init__(self, eager: Eager) -> None:
+    def __init__(self, eager: Eager, *, compile: bool = False) -> None:  # noqa: A002
         self._eager = eager
+        self._compile = compile
         self._kinds: dict[Hashable, Graphs | Eager] = {}
 
     def gradient(
@@ -78,6 +81,8 @@ class Traced:
             try:
                 self._kinds[kind] = self._trace(x, tensors)
                 reason = disagreement(self._eager, self, nearby, 0, key)
+            except TrainingError:
+                raise
             except Exception as error:
                 reason = _quote(error)
             if reason is not None:
@@ -92,7 +97,8 @@ class Traced:
             return (g, *aux), (Hu, *mixed)
 
         with seeded(0, x.device):  # the caller's generators stay where they are
-            return trace(joint, torch.ones_like(x), copied(x), tuple(map(copied, tensors)))
+            graphs = trace(joint, torch.ones_like(x), copied(x), tuple(map(copied, tensors)))
+        return graphs.compiled() if self._compile else graphs
 
 
 def choose(
@@ -102,6 +108,7 @@ def choose(
     *,
     wrt: Sequence[int] = (),
     recurrent: bool = False,
+    compile: bool = False,  # noqa: A002
     key: Hashable = (),
 ) -> Eager | Traced:
     """Return the traced derivatives, or the eager ones and a warning where tracing fails.
@@ -114,18 +121,21 @@ def choose(
         seeds: Where the generators start, a number for each example.
         wrt: Which of ``tensors`` are differentiated too.
         recurrent: Whether the model has a recurrent layer.
+        compile: Whether the graphs are compiled.
         key: As in the calls of ``Traced``.
 
     Raises:
-        TrainingError: The loss is another when it is computed again, or an operator in it has no
-            second derivative.
+        TrainingError: The loss is another when it is computed again, an operator in it has no
+            second derivative, or the graphs do not compile.
     """
     eager = Eager(loss, wrt=wrt, recurrent=recurrent)
     must_replay(eager, examples[0], seeds[0])
     must_have_second_derivatives(eager, examples[0])
-    traced = Traced(eager)
+    traced = Traced(eager, compile=compile)
     try:
         reason = probe(eager, traced, examples, seeds, key=key)
+    except TrainingError:
+        raise
     except Exception as error:
         reason = _quote(error)
     if reason is None:
