@@ -16,6 +16,7 @@ from hyperopt_dl import losses
 from hyperopt_dl.batches import Batch, Batches, Source
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.init_scale import InitScale
 from hyperopt_dl.network import Network, Reads, Weights
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.options import Value
@@ -61,6 +62,9 @@ class Supervised:
         drop_last: Whether to leave out the last, smaller batch of an epoch.
         metrics: Functions ``metric(output, target) -> number`` by name, computed on the whole
             validation (and test) set; reported, never differentiated.
+        init_scale: Hyperparameters that initial parameters are multiplied by: a mapping of fnmatch
+            patterns of parameter names, of which the first match wins, to their names; or one name
+            for all.
         weights: The name of a hyperparameter with one weight for each training example: the step's
             loss is then ``1/B * sum_i w[i] * loss[i]`` over the batch.
         validation_loss: The outer objective, where it differs from ``loss``. Give it when ``loss``
@@ -90,6 +94,7 @@ class Supervised:
         batch_size: int | None = None,
         drop_last: bool = False,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        init_scale: str | Mapping[str, str] | None = None,
         weights: str | None = None,
         validation_loss: losses.Loss | None = None,
         report_every: int | None = None,
@@ -123,6 +128,9 @@ class Supervised:
         self._model = model
         self.optimizer = optimizer
         self._weights = weights
+        self._init_scale = InitScale(
+            {"*": init_scale} if isinstance(init_scale, str) else init_scale
+        )
         self._loss = losses.with_hparams(losses.per_example(loss) if weights else loss)
         self._validation_loss = losses.with_hparams(validation_loss or loss)
         self._metrics = dict(metrics or {})
@@ -148,8 +156,9 @@ class Supervised:
 
     @property
     def hparams(self) -> frozenset[str]:
-        """The names that the optimizer and the weights use; the model may read others."""
-        return self.optimizer.names() | ({self._weights} if self._weights else frozenset())
+        """The names that this uses itself; the model, the losses and schedules may read others."""
+        named = {self._weights} if self._weights else frozenset()
+        return self.optimizer.names() | named | self._init_scale.names
 
     @property
     def in_memory(self) -> bool:
@@ -159,9 +168,10 @@ class Supervised:
     def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> State:
         """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
         device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or another by now
-        weights = self._build(hparams, seed, device).weights()
+        network = self._build(hparams, seed, device)
+        weights = network.weights()
         return {
-            "params": weights.params,
+            "params": self._init_scale(weights.params, network.layout, hparams),
             **{FROZEN + name: value for name, value in weights.frozen.items()},
             **{BUFFER + name: value for name, value in weights.buffers.items()},
             **{SLOT + n: value for n, value in self.optimizer.slots(weights.params).items()},

@@ -17,7 +17,7 @@ ROOMS = [
     {"constraints"},
     {"space"},
     {"training", "early_stopping"},
-    {"batches", "network", "losses", "optimizers"},
+    {"batches", "init_scale", "network", "losses", "optimizers"},
     {"supervised"},
     {"hypergrad"},
     {"tuners"},

@@ -27,7 +27,10 @@ def test_the_public_names_are_those_promised() -> None:
     [
         (hd.executors, {"Serial", "Processes", "Executor", "Pool", "Finished"}),
         (hd.hypergrad, {"Reverse", "Estimator", "hypergradient"}),
-        (hd.optimizers, {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Optimizer", "Schedule"}),
+        (
+            hd.optimizers,
+            {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "ClipNorm", "Optimizer", "Schedule"},
+        ),
     ],
     ids=["executors", "hypergrad", "optimizers"],
 )

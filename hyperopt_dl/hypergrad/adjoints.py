@@ -8,6 +8,7 @@ these against.
 Letters, with a bar for the adjoint of a quantity: x parameters; g gradient, d the gradient with its
 penalty and sign, u = ḡ; b momentum buffer; m, v first and second moment; μ momentum; τ dampening;
 ω weight decay; η learning rate; c = 1 - β^(t+1) Adam's bias corrections; ρ = sqrt(v / c2).
+In clipping: n the norm of g, c its limit, s the factor, ĝ = s g.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from hyperopt_dl.optimizers import SGD, Adam, AdamW, Optimizer
+from hyperopt_dl.optimizers import SGD, Adam, AdamW, ClipNorm, Optimizer
+from hyperopt_dl.optimizers.clip_norm import ROOM, clipped
 from hyperopt_dl.optimizers.combinations import add_scaled
 from hyperopt_dl.optimizers.groups import everywhere
 from hyperopt_dl.optimizers.options import Value, is_zero
@@ -83,6 +85,8 @@ def adjoint_of(rule: Optimizer) -> RuleAdjoint:
             return RuleAdjoint(rule, _sgd, reads_g=rule.nesterov or not heavy)
     elif (type(rule) is Adam or type(rule) is AdamW) and not rule.amsgrad:
         return RuleAdjoint(rule, _adam)
+    elif type(rule) is ClipNorm:
+        return RuleAdjoint(rule, _clip_norm)
     return RuleAdjoint(rule, by_autograd)
 
 
@@ -186,6 +190,23 @@ def _adam(rule: Adam | AdamW, step: Step, x_bar: Tensor, slots_bar: Vectors) -> 
         found["weight_decay"] = -_inner(decay, x_bar, lr * x)
     u = -d_bar if rule.maximize else d_bar
     return Pulled(x_bar if is_zero(decay) else x_bar * (1 - lr * decay), before, u, found)
+
+
+def _clip_norm(rule: ClipNorm, step: Step, x_bar: Tensor, slots_bar: Vectors) -> Pulled:
+    """``ĝ = s g`` with ``s = c / (n + ε)`` where that is below 1; then another rule on ĝ."""
+    g, c = step.g, step.options["max_norm"]
+    inner = step._replace(g=clipped(g, c), wanted=step.wanted - {"max_norm"})
+    pulled = adjoint_of(rule.rule)(inner, x_bar, slots_bar)
+    n = g.square().sum().sqrt()
+    s = c / (n + ROOM)
+    along = torch.dot(pulled.u, g)
+    cut = s < 1  # a tensor: a device is not asked
+    turned = torch.where(cut & (n > 0), s * along / (n * (n + ROOM)), torch.zeros_like(n))
+    u = (torch.where(cut, s, torch.ones_like(s)) * pulled.u - turned * g).to(g.dtype)
+    found = dict(pulled.options)
+    if "max_norm" in step.wanted:
+        found["max_norm"] = torch.where(cut, along / (n + ROOM), torch.zeros_like(n)).double()
+    return pulled._replace(u=u, options=found)
 
 
 def _through_penalty(

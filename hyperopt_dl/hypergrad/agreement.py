@@ -79,6 +79,29 @@ def must_replay(eager: Eager, example: Example, seed: int) -> None:
         )
 
 
+def must_be_symmetric(eager: Eager, example: Example, seed: int) -> None:
+    """Raise unless ``v·(Hu) = u·(Hv)``: a Hessian is its own transpose.
+
+    A second backward pass that does not belong to the first shows here, without another derivation
+    of the same numbers to hold it against. What is only put in the place of a derivative, such as a
+    straight-through estimator, is symmetric like one.
+    """
+    x, tensors, u = example
+    v = u.flip(0) + u.abs()
+    with seeded(seed, x.device):
+        saved = eager.linearize(x, tuple(map(copied, tensors)))[2]
+    Hu, Hv = (saved.pull(each)[0] for each in (u, v))
+    size = float(u.norm() * Hv.norm() + v.norm() * Hu.norm())
+    error = abs(float(v.double() @ Hu.double() - u.double() @ Hv.double()))
+    if not error <= 10 * _TRACING.get(x.dtype, 1e-2) * size:
+        raise TrainingError(
+            f"The second derivative of the training loss must be symmetric, but v·(Hu) and u·(Hv) "
+            f"differ by {error:.1e}, at a size of {size:.1e}. Likely source: the backward() of a "
+            f"torch.autograd.Function that calls another one whose backward() is wrong. Write it "
+            f"with differentiable operations."
+        )
+
+
 def must_have_second_derivatives(eager: Eager, example: Example) -> None:
     """Raise for a function that autograd would take for a constant the second time, silently."""
     x, tensors, _ = example

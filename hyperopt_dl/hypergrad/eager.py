@@ -94,7 +94,7 @@ class Eager:
         key: Hashable = (),  # noqa: ARG002
     ) -> tuple[Tensor, Tensors]:
         """Return g and aux; no graph is kept. ``key`` is for ``Traced``."""
-        with _kernels_with_second_derivatives(self._recurrent):
+        with kernels_with_second_derivatives(self._recurrent):
             leaf, value, aux = self.record(x, tuple(t.detach() for t in tensors))
             (g,) = torch.autograd.grad(value, leaf, materialize_grads=True)
         return g, aux
@@ -107,7 +107,7 @@ class Eager:
         key: Hashable = (),  # noqa: ARG002
     ) -> tuple[Tensor, Tensors, Saved]:
         """Return g, aux, and the graph of g as what ``pull`` needs."""
-        with _kernels_with_second_derivatives(self._recurrent):
+        with kernels_with_second_derivatives(self._recurrent):
             given = tuple(t.detach().requires_grad_(i in self._wrt) for i, t in enumerate(tensors))
             leaf, value, aux = self.record(x, given)
             (g,) = torch.autograd.grad(value, leaf, create_graph=True, materialize_grads=True)
@@ -170,13 +170,13 @@ class _GraphOfGradient:
             Hu, *mixed = (torch.zeros_like(leaf, requires_grad=False) for leaf in self.leaves)
             return Hu, tuple(mixed)
         try:
-            with _kernels_with_second_derivatives(self.recurrent):
+            with kernels_with_second_derivatives(self.recurrent):
                 Hu, *mixed = torch.autograd.grad(
                     self.g, self.leaves, u, retain_graph=True, materialize_grads=True
                 )
         except RuntimeError as error:
-            if explained := _explained(error):
-                raise explained from error
+            if reason := explained(error):
+                raise reason from error
             raise
         return Hu, tuple(mixed)
 
@@ -190,7 +190,8 @@ class _GraphOfGradient:
 
 
 @contextmanager
-def _kernels_with_second_derivatives(recurrent: bool) -> Iterator[None]:
+def kernels_with_second_derivatives(recurrent: bool) -> Iterator[None]:
+    """Leave aside the kernels that can be differentiated only once: attention's, and recurrent."""
     libraries: Any = (torch.backends.mkldnn, torch.backends.cudnn) if recurrent else ()
     before = [library.enabled for library in libraries]
     with sdpa_kernel(SDPBackend.MATH):
@@ -203,7 +204,8 @@ def _kernels_with_second_derivatives(recurrent: bool) -> Iterator[None]:
                 library.enabled = enabled
 
 
-def _explained(error: RuntimeError) -> TrainingError | None:
+def explained(error: RuntimeError) -> TrainingError | None:
+    """Return the error for an operator without a second derivative, if that is what it is."""
     operator = re.search(
         r"derivative for '?([\w:]+)'? is not implemented|(once_differentiable)|(CuDNN RNN)",
         str(error),

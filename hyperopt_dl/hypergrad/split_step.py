@@ -21,7 +21,7 @@ from hyperopt_dl.hypergrad.agreement import Example
 from hyperopt_dl.hypergrad.eager import Eager, Loss, Saved, saved_bytes
 from hyperopt_dl.hypergrad.run_options import Options, RunOptions
 from hyperopt_dl.hypergrad.snapshots import size_of
-from hyperopt_dl.hypergrad.traced import Traced, choose
+from hyperopt_dl.hypergrad.traced import Traced, checked, choose
 from hyperopt_dl.hypergrad.whole_step import Adjoint, WholeStep
 from hyperopt_dl.network import Weights
 from hyperopt_dl.seeds import derive
@@ -211,7 +211,10 @@ class SplitStep(WholeStep):
             loss, recurrent = self._loss(state, width), self._network.recurrent
             wrt = [width - len(leaves) + leaves.index(name) for name in self._used]
             if self._supervised.steps < TRACED_FROM and not compiled:
-                return Eager(loss, wrt=wrt, recurrent=recurrent)
+                if ("checked", key) in known:
+                    return Eager(loss, wrt=wrt, recurrent=recurrent)
+                known["checked", key] = True
+                return checked(loss, self._example(state, 0), 0, wrt=wrt, recurrent=recurrent)
             examples = [self._example(state, t) for t in range(PROBES)]
             if len(known) >= KEPT_TRACES:
                 known.clear()

@@ -14,6 +14,7 @@ from hyperopt_dl.hypergrad.agreement import (
     Example,
     copied,
     disagreement,
+    must_be_symmetric,
     must_have_second_derivatives,
     must_replay,
 )
@@ -101,6 +102,28 @@ class Traced:
         return graphs.compiled() if self._compile else graphs
 
 
+def checked(
+    loss: Loss,
+    example: Example,
+    seed: int,
+    *,
+    wrt: Sequence[int] = (),
+    recurrent: bool = False,
+) -> Eager:
+    """Return the eager derivatives, once a step has been seen to replay and to differentiate.
+
+    Costs four eager steps.
+
+    Raises:
+        TrainingError: As ``choose``, but for compiling.
+    """
+    eager = Eager(loss, wrt=wrt, recurrent=recurrent)
+    must_replay(eager, example, seed)
+    must_have_second_derivatives(eager, example)
+    must_be_symmetric(eager, example, seed)
+    return eager
+
+
 def choose(
     loss: Loss,
     examples: Sequence[Example],
@@ -126,11 +149,9 @@ def choose(
 
     Raises:
         TrainingError: The loss is another when it is computed again, an operator in it has no
-            second derivative, or the graphs do not compile.
+            second derivative or a wrong one, or the graphs do not compile.
     """
-    eager = Eager(loss, wrt=wrt, recurrent=recurrent)
-    must_replay(eager, examples[0], seeds[0])
-    must_have_second_derivatives(eager, examples[0])
+    eager = checked(loss, examples[0], seeds[0], wrt=wrt, recurrent=recurrent)
     traced = Traced(eager, compile=compile)
     try:
         reason = probe(eager, traced, examples, seeds, key=key)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad.eager import explained, kernels_with_second_derivatives
 from hyperopt_dl.hypergrad.leaves import Gathered
+from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State, Training
 
 Adjoint: TypeAlias = dict[str, Tensor]
@@ -59,7 +61,7 @@ class WholeStep:
     def record(self, state: State, t: int) -> tuple[State, Recorded]:
         """Return s[t + 1] and the graph of the step, whose activations are memory."""
         inputs = _leaves(state)
-        with torch.enable_grad():
+        with torch.enable_grad(), kernels_with_second_derivatives(self._recurrent(state)):
             after = self._training.step({**state, **inputs}, self.gathered.hparams, t)
         outputs = {name: value for name, value in after.items() if value.requires_grad}
         return {name: value.detach() for name, value in after.items()}, Recorded(inputs, outputs)
@@ -72,7 +74,13 @@ class WholeStep:
         """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""
         names = [name for name in recorded.outputs if name in adjoint]
         outputs = [recorded.outputs[name] for name in names]
-        return self.gathered.pull(outputs, [adjoint[name] for name in names], recorded.inputs)
+        bars = [adjoint[name] for name in names]
+        try:
+            return self.gathered.pull(outputs, bars, recorded.inputs)
+        except RuntimeError as error:
+            if reason := explained(error):
+                raise reason from error
+            raise
 
     def pull_between(
         self,
@@ -107,6 +115,13 @@ class WholeStep:
     def gradient(self, used: Set[str]) -> dict[str, Tensor]:
         """Return dE/dλ by name, of all that has been pulled back; ``used`` as for ``Gathered``."""
         return self.gathered.gradient(used)
+
+    def _recurrent(self, state: State) -> bool:
+        """Return whether the step is known to contain a fused recurrent layer."""
+        training = self._training
+        if not isinstance(training, Supervised):
+            return False
+        return training.network(state, self.gathered.hparams).recurrent
 
     def _init(self) -> State:
         return self._training.init(self.gathered.hparams, seed=self._seed, device=self.device)

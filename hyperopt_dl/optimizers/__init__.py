@@ -8,9 +8,10 @@ schedules, and its update is a pure function that may be differentiated in every
 
 from hyperopt_dl.optimizers.adagrad import Adagrad
 from hyperopt_dl.optimizers.adam import Adam, AdamW
+from hyperopt_dl.optimizers.clip_norm import ClipNorm
 from hyperopt_dl.optimizers.optimizer import Optimizer
 from hyperopt_dl.optimizers.rmsprop import RMSprop
 from hyperopt_dl.optimizers.schedule import Schedule
 from hyperopt_dl.optimizers.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "Schedule"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "ClipNorm", "Optimizer", "RMSprop", "Schedule"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.hypergrad.adjoints import Pulled, Step, adjoint_of, by_autograd
-from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, ClipNorm, Optimizer, RMSprop
 
 P = 7
 SGD_VALUES = {"lr": 0.1, "momentum": 0.8, "dampening": 0.0, "weight_decay": 0.01}
@@ -23,6 +23,12 @@ CASES: dict[str, tuple[Optimizer, dict[str, float]]] = {
     "adam, maximize": (Adam("lr", BETAS, "eps", "wd", maximize=True), ADAM_VALUES),
     "adamw": (AdamW("lr", BETAS, "eps", "wd"), ADAM_VALUES),
     "adamw, maximize": (AdamW("lr", BETAS, "eps", "wd", maximize=True), ADAM_VALUES),
+    "clipped": (ClipNorm(SGD("lr", "mu"), "c"), {**SGD_VALUES, "max_norm": 0.4}),
+    "not clipped": (ClipNorm(SGD("lr", "mu"), "c"), {**SGD_VALUES, "max_norm": 40.0}),
+    "clipped adamw": (
+        ClipNorm(AdamW("lr", BETAS, "eps", "wd"), "c"),
+        {**ADAM_VALUES, "max_norm": 0.4},
+    ),
 }
 
 
@@ -57,7 +63,8 @@ def as_given(values: dict[str, float], kind: str) -> dict[str, Any]:
     if kind == "scalar":
         return dict(values)
     vectors = {name: torch.full((P,), v, dtype=torch.double) for name, v in values.items()}
-    return {**vectors, **({"dampening": 0.0} if "dampening" in values else {})}
+    plain = {n: v for n, v in values.items() if n in ("dampening", "max_norm")}
+    return {**vectors, **plain}
 
 
 def assert_equal(closed: Pulled, exact: Pulled) -> None:

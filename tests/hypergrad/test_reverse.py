@@ -19,7 +19,16 @@ from hyperopt_dl.hypergrad import Reverse, hypergradient, split_step
 from hyperopt_dl.hypergrad.graphs import trace
 from hyperopt_dl.hypergrad.reverse import Memory, budget_bytes, steps_of
 from hyperopt_dl.hypergrad.snapshots import size_of
-from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, Schedule
+from hyperopt_dl.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    ClipNorm,
+    Optimizer,
+    RMSprop,
+    Schedule,
+)
 from hyperopt_dl.optimizers.groups import NO_GROUPS, GroupsLike
 from hyperopt_dl.optimizers.options import Option, Value
 from hyperopt_dl.supervised import Supervised
@@ -296,6 +305,10 @@ RULES: dict[str, Optimizer] = {
     "schedule": SGD(lr=Schedule("lr", lambda t: 0.8**t), momentum=Schedule("m", lambda t: t / 5)),
     "learned schedule": SGD(lr=Schedule("lr", lambda t, hp: 1 / (1 + hp["decay"] * t))),
     "knots": SGD(lr=Schedule(1.0, lambda t, hp: hp["knots"][t // 2]), momentum="m"),
+    "clipped": ClipNorm(SGD(lr="lr", momentum="m", weight_decay="decay"), max_norm="limit"),
+    "clipped adam": ClipNorm(Adam(lr="lr", betas=("b1", "b2"), eps="eps"), max_norm="limit"),
+    "clipped rmsprop": ClipNorm(RMSprop(lr="lr", alpha="b2", eps="eps"), max_norm="limit"),
+    "not clipped": ClipNorm(SGD(lr="lr", momentum="m"), max_norm=1e3),
 }
 VALUES: dict[str, Any] = {
     "lr": 0.05,
@@ -303,6 +316,7 @@ VALUES: dict[str, Any] = {
     "m": 0.6,
     "tau": 0.2,
     "decay": 0.05,
+    "limit": 0.3,
     "b1": 0.7,
     "b2": 0.8,
     "eps": 1e-2,
@@ -792,6 +806,27 @@ def test_a_copy_made_after_a_hypergradient_gives_the_same_bits(duplicate: Any, p
     assert_same_answer(hypergradient(duplicate(training), ALL, seed=2), expected)
 
 
+@pytest.mark.parametrize("net", ["lstm", "transformer"])
+def test_a_subclass_is_differentiated_by_kernels_that_can_be(net: str) -> None:
+    class Own(Supervised):
+        pass
+
+    make, data_of = NETS[net]
+    settings: dict[str, Any] = {"loss": cross_entropy, "optimizer": SGD(lr="lr"), "steps": 3}
+    pair = [
+        kind(
+            model=fresh(make, torch.float32),
+            train=data_of(0, torch.float32),
+            validation=data_of(1, torch.float32),
+            **settings,
+        )
+        for kind in (Own, Supervised)
+    ]
+    (value, gradient), (expected, exact) = (hypergradient(each, {"lr": 0.1}) for each in pair)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient["lr"], exact["lr"], rtol=1e-4, atol=1e-7)
+
+
 # ------------------------------------------------------------------------- what cannot be replayed
 
 
@@ -810,7 +845,66 @@ class Counter(nn.Module):
         return x * self.calls
 
 
-@pytest.mark.usefixtures("trace_everything")
+class StraightThrough(torch.autograd.Function):
+    """Rounds, and passes the gradient on as if it had not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class Gradient(torch.autograd.Function):
+    """The backward pass of ``Doubled``; its own one gives each entry another factor."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.arange(grads[0].shape[-1], dtype=grads[0].dtype) * grads[0]
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return Gradient.apply(grads[0])  # type: ignore[no-untyped-call]
+
+
+class Custom(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.function.apply(x) * x
+        return out
+
+
+@pytest.mark.usefixtures("path")
+def test_a_straight_through_estimator_is_differentiated_as_it_is() -> None:
+    model = fresh(lambda: mlp(nn.Tanh(), Custom(StraightThrough)))
+    training = supervised(model, vectors(), vectors(1))
+    found = hypergradient(training, {"lr": 0.1}, seed=2)
+    assert_close(found, unroll(training, {"lr": 0.1}, seed=2), 1e-10)
+
+
+@pytest.mark.usefixtures("path")
+def test_a_wrong_second_derivative_is_refused() -> None:
+    training = supervised(fresh(lambda: mlp(nn.Tanh(), Custom(Doubled))), vectors(), vectors(1))
+    with pytest.raises(TrainingError, match=r"must be symmetric, but v·\(Hu\) and u·\(Hv\)"):
+        hypergradient(training, {"lr": 0.1}, seed=2)
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("layer", [NumpyNoise, Counter])
 def test_a_step_that_does_not_replay_is_refused(layer: type[nn.Module]) -> None:
     training = supervised(fresh(lambda: mlp(nn.Tanh(), layer())), vectors(), vectors(1))
