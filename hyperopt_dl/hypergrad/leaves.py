@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad.constant import Constant
 
 
 class Gathered:
     """Hyperparameters as leaves of graphs, and dE/dλ as it adds up over the steps.
 
-    Numbers with a fraction are differentiated; integers, flags and names are structure, and stay
-    what they are. A Python float becomes a 0-dim float64 tensor on the CPU, which mixes with
-    tensors of any dtype and device without widening them; a floating tensor with dimensions is put
-    on ``device``.
+    Numbers with a fraction are differentiated, but for a ``Constant``; integers, flags and names
+    are structure, and stay what they are. A Python float becomes a 0-dim float64 tensor on the CPU,
+    which mixes with tensors of any dtype and device without widening them; a floating tensor with
+    dimensions is put on ``device``.
 
     The sums are float64: a run adds up one term a step, and the order of additions must not show.
 
@@ -41,7 +42,8 @@ class Gathered:
                 f"A hypergradient needs a hyperparameter that is a float or a floating tensor, got "
                 f"{kinds}."
             )
-        self.hparams: dict[str, Any] = {**hparams, **self._leaves}
+        plain = {n: float(v) if isinstance(v, Constant) else v for n, v in hparams.items()}
+        self.hparams: dict[str, Any] = {**plain, **self._leaves}
         self._sums: dict[str, Tensor] = {}
 
     @property
@@ -89,7 +91,8 @@ class Gathered:
             raise TrainingError(
                 f"No derivative reaches the hyperparameter(s) {lost}: nothing uses them, or only "
                 f"what cannot be differentiated, such as the structure of a model, or, with last=, "
-                f"only earlier steps. Leave them out, or tune them with a black-box tuner."
+                f"only earlier steps. Leave them out, hold them where they are with "
+                f"Hypergradient(fixed={lost}), or tune them with a black-box tuner."
             )
         zeros = {n: torch.zeros_like(leaf, dtype=torch.double) for n, leaf in self._leaves.items()}
         return {name: self._sums.get(name, zero).detach() for name, zero in zeros.items()}
@@ -98,7 +101,7 @@ class Gathered:
 def _floating(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.is_floating_point()
-    return isinstance(value, (float, np.floating))
+    return isinstance(value, (float, np.floating)) and not isinstance(value, Constant)
 
 
 def _leaf(value: float | Tensor, device: torch.device) -> Tensor:
