@@ -4,6 +4,7 @@ A worker holds no storage. Whatever a trial asks for or records goes over its ``
 call in the parent's process, a pipe from any other.
 """
 
+import inspect
 import json
 import math
 import traceback
@@ -54,16 +55,12 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a trial: everything a worker needs beside the workload and the link.
-
-    With an ``estimator`` the workload is a ``Training``, which is run by it.
-    """
+    """One attempt at a trial: everything a worker needs beside the workload and the link."""
 
     number: int
     params: Mapping[str, Any]
     seed: int
     objectives: int = 1
-    estimator: Estimator | None = None
 
 
 @dataclass(frozen=True)
@@ -72,15 +69,15 @@ class Outcome:
 
     ``values`` has one finite number for each objective if the state is ``"complete"``, else it is
     ``None``; ``failure`` and ``error`` are set if the state is ``"failed"``. ``gradient`` is the
-    value's derivative in the hyperparameters, in natural units, where an estimator has run; it may
-    have entries that are not finite.
+    value's derivative in the hyperparameters, in natural units, where an estimator has run: a
+    number, or a tensor for an Array; it may have entries that are not finite.
     """
 
     state: Literal["complete", "pruned", "failed"]
     values: tuple[float, ...] | None = None
     failure: Failure | None = None
     error: str = ""
-    gradient: Mapping[str, float] | None = None
+    gradient: Mapping[str, float | Tensor] | None = None
 
 
 class Trial:
@@ -156,8 +153,8 @@ def run_trial(
     """Run a workload once. Whatever happens in it, but for an interrupt, becomes an ``Outcome``.
 
     A ``Training`` is run by ``estimator``, where there is one. The loss is then reported once, at
-    the last step, and ``metrics``, ``test_metrics`` and ``early_stopping`` are not looked at: the
-    estimator alone sees the states of its run.
+    the last step, and ``early_stopping`` is not looked at: what is differentiated is the loss after
+    all steps. The metrics are those of the last state, where the estimator shows it.
     """
     try:
         if isinstance(workload, Training):
@@ -196,13 +193,39 @@ def read_values(result: Any, objectives: int) -> Outcome:
 def _differentiate(
     training: Training, trial: Trial, estimator: Estimator, objectives: int
 ) -> Outcome:
-    """Run a training by an estimator, and report its loss at the last step."""
-    value, gradient = estimator(training, trial.params, seed=trial.seed, device=trial.device)
+    """Run a training by an estimator, and report its loss and metrics at the last step."""
+    final: list[State] = []
+    show = {"observe": final.append} if _takes_observer(estimator) else {}
+    value, gradient = estimator(
+        training, trial.params, seed=trial.seed, device=trial.device, **show
+    )
     trial.report(_number(value), training.steps)
     outcome = read_values(value, objectives)
     if outcome.state != "complete":
         return outcome
-    return replace(outcome, gradient={name: _number(d) for name, d in gradient.items()})
+    for state in final:
+        _record_metrics(training, state, trial)
+    derivatives = {n: _derivative(n, d, trial.params.get(n)) for n, d in gradient.items()}
+    return replace(outcome, gradient=derivatives)
+
+
+def _takes_observer(estimator: Estimator) -> bool:
+    """Return whether an estimator can show its last state; one of a user's own may do without."""
+    parameters = inspect.signature(estimator).parameters.values()
+    return any(p.name == "observe" or p.kind == p.VAR_KEYWORD for p in parameters)
+
+
+def _derivative(name: str, derivative: Any, value: Any) -> float | Tensor:
+    """Return the derivative in a hyperparameter: a number, or a tensor on the CPU for an Array."""
+    if not isinstance(value, Tensor):
+        return _number(derivative)
+    if not isinstance(derivative, Tensor) or derivative.shape != value.shape:
+        got = list(derivative.shape) if isinstance(derivative, Tensor) else repr(derivative)
+        raise TrainingError(
+            f"The derivative in the Array {name!r} must be a tensor of its shape "
+            f"{list(value.shape)}, got {got}."
+        )
+    return derivative.detach().cpu()
 
 
 class _Report(NamedTuple):
@@ -237,10 +260,15 @@ def _train(training: Training, trial: Trial) -> float:
         raise TrainingError(f"A training must have at least one step, got steps={training.steps}.")
     if stopping is not None:
         trial.set_user_attr("best_step", best.step)
-    for attribute, method in (("metrics", "metrics"), ("test", "test_metrics")):
-        if numbers := _measured(training, method, best.state, trial.params):
-            trial.set_user_attr(attribute, numbers)
+    _record_metrics(training, best.state, trial)
     return best.value
+
+
+def _record_metrics(training: Training, state: State, trial: Trial) -> None:
+    """Record what a training measures at the end of its run."""
+    for attribute, method in (("metrics", "metrics"), ("test", "test_metrics")):
+        if numbers := _measured(training, method, state, trial.params):
+            trial.set_user_attr(attribute, numbers)
 
 
 def _reports(training: Training, trial: Trial, metric: str) -> Iterator[_Report]:

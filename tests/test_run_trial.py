@@ -525,7 +525,9 @@ def test_a_diverging_supervised_run_fails_as_nan() -> None:
 
 
 def differentiated(value: float, slope: float = 2.0, link: Recorder | None = None) -> Outcome:
-    def estimator(training: Any, hparams: Any, *, seed: int, device: Any) -> Any:
+    def estimator(
+        training: Any, hparams: Any, *, seed: int, device: Any, observe: Any = None
+    ) -> Any:
         assert (seed, device, hparams) == (7, torch.device("cpu"), {"lr": 0.5})
         return torch.tensor(value), {"lr": torch.tensor(slope, dtype=torch.double)}
 
@@ -556,6 +558,42 @@ def test_an_estimated_loss_that_is_not_finite_fails_the_trial_without_a_gradient
 def test_a_loss_with_a_gradient_that_is_not_finite_is_a_loss() -> None:
     outcome = differentiated(1.5, slope=float("inf"))
     assert (outcome.values, outcome.gradient) == ((1.5,), {"lr": float("inf")})
+
+
+def shown(estimator: Any, losses: list[float]) -> dict[str, Any]:
+    """The attributes of a differentiated trial."""
+    link = Recorder()
+    trial = Trial(Job(number=0, params={"lr": 0.5}, seed=0), link, torch.device("cpu"))
+    run_trial(Scripted(losses), trial, estimator=estimator)
+    return link.attrs
+
+
+def test_the_metrics_are_those_of_the_state_that_the_estimator_shows() -> None:
+    def estimator(training: Any, hparams: Any, *, observe: Any, **_: Any) -> Any:
+        observe({"t": torch.tensor(2)})
+        return torch.tensor(training._losses[-1]), {"lr": torch.tensor(1.0)}
+
+    assert shown(estimator, [3.0, 2.0, 1.0]) == {"metrics": {"t": 2.0}, "test": {"loss": 102.0}}
+    assert shown(estimator, [3.0, 2.0, NAN]) == {}
+
+
+def test_an_estimator_that_shows_nothing_leaves_the_metrics_out() -> None:
+    def estimator(training: Any, hparams: Any, *, seed: int, device: Any) -> Any:
+        return torch.tensor(1.0), {"lr": torch.tensor(1.0)}
+
+    assert shown(estimator, [3.0, 2.0, 1.0]) == {}
+
+
+def test_the_derivative_in_an_array_is_a_tensor() -> None:
+    def estimator(training: Any, hparams: Any, **_: Any) -> Any:
+        return torch.tensor(1.0), {"w": torch.ones(1), "lr": torch.ones(1)}
+
+    params = {"w": torch.zeros(1), "lr": 0.5}
+    trial = Trial(Job(number=0, params=params, seed=0), Recorder(), torch.device("cpu"))
+    gradient = run_trial(Scripted([1.0]), trial, estimator=estimator).gradient
+    assert gradient is not None
+    assert isinstance(gradient["w"], Tensor)
+    assert gradient["lr"] == 1.0
 
 
 def test_an_estimator_that_fails_fails_the_trial() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, Self
 
+from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.trial import Job, Link, Outcome, Workload
 
 
@@ -39,9 +40,14 @@ class Pool(Protocol):
 class Executor(Protocol):
     """Where trials run. Describes the workers; ``start`` makes them."""
 
-    def start(self, workload: Workload) -> Pool:
+    def start(self, workload: Workload, estimator: Estimator | None = None) -> Pool:
         """Return running workers for a workload, at least one of them ready.
 
+        Args:
+            workload: What every job runs.
+            estimator: Runs the workload, a ``Training``, where derivatives are wanted.
+
         Raises:
-            ExecutorError: The workload cannot travel to the workers, or they cannot start.
+            ExecutorError: The workload or the estimator cannot travel to the workers, or they
+                cannot start.
         """

@@ -7,6 +7,7 @@ Workers are started afresh (never forked) and do not import the user's script, s
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import cloudpickle
 from hyperopt_dl.errors import ExecutorError
 from hyperopt_dl.executors.devices import Slot, slots
 from hyperopt_dl.executors.executor import Finished
+from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.trial import Job, Link, Outcome, Workload
 
 TICK = 0.1
@@ -69,7 +71,7 @@ class Processes:
                 "shares out the cores."
             )
 
-    def start(self, workload: Workload) -> "ProcessPool":
+    def start(self, workload: Workload, estimator: Estimator | None = None) -> "ProcessPool":
         """Start the workers and return when the first of them is ready."""
         if os.name != "posix":
             raise ExecutorError(
@@ -77,7 +79,7 @@ class Processes:
             )
         places = slots(self.devices, self.per_device)
         threads = self.threads_per_worker or max(1, _cores() // len(places))
-        return ProcessPool(_packed(workload), places, threads)
+        return ProcessPool(_packed(workload, estimator), places, threads)
 
 
 @dataclass(eq=False)
@@ -93,7 +95,7 @@ class Worker:
 
 
 class ProcessPool:
-    """Worker processes that share one pickled workload."""
+    """Worker processes that share one file with the pickled workload and estimator."""
 
     def __init__(self, workload: IO[bytes], places: Sequence[Slot], threads: int) -> None:
         self._workload = workload
@@ -117,8 +119,8 @@ class ProcessPool:
         worker = next(w for w in self._workers if w.ready and w.job is None)
         worker.job, worker.link = job, link
         with contextlib.suppress(OSError):  # it has just died: the next poll sees it
-            # The estimator may come from the user's script, which a worker cannot import.
-            worker.pipe.send_bytes(cloudpickle.dumps(job))
+            # By value: a pipe's own send would put an Array into memory that processes share.
+            worker.pipe.send_bytes(pickle.dumps(job))
 
     def wait(self, timeout: float | None = None) -> Sequence[Finished]:
         """Serve the workers until one finishes or becomes free, ``timeout`` seconds at most."""
@@ -174,7 +176,7 @@ class ProcessPool:
             return None
         if kind == "broken":
             raise ExecutorError(
-                f"The workload must load in a worker process, but there it "
+                f"The workload (and the estimator) must load in a worker process, but there it "
                 f"failed:\n{content}\nImport "
                 f"what it needs inside it, or install it where the workers run."
             )
@@ -237,20 +239,25 @@ class ProcessPool:
         return Worker(slot, process, ours)
 
 
-def _packed(workload: Workload) -> IO[bytes]:
-    """Return the pickled workload as a file without a name, which no crash can leave behind."""
-    try:
-        content = cloudpickle.dumps(workload)
-    except Exception as error:
-        raise ExecutorError(
-            "The workload must be able to travel to a worker process, but it cannot be pickled: "
-            f"{error}. Make what it holds (open files, locks, connections) inside it, or use "
-            "executors.Serial()."
-        ) from error
+def _packed(workload: Workload, estimator: Estimator | None) -> IO[bytes]:
+    """Return both, pickled, as a file without a name, which no crash can leave behind."""
+    content = _pickled("workload", workload) + _pickled("estimator", estimator)
     file = tempfile.TemporaryFile()  # noqa: SIM115 (the pool closes it)
     file.write(content)
     file.flush()
     return file
+
+
+def _pickled(role: str, value: object) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(value))
+    except Exception as error:
+        named = "" if role == "workload" else f" {type(value).__name__}"
+        raise ExecutorError(
+            f"The {role}{named} must be able to travel to a worker process, but it cannot be "
+            f"pickled: {error}. Make what it holds (open files, locks, connections) inside it, or "
+            f"use executors.Serial()."
+        ) from error
 
 
 def _answer(worker: Worker, method: str, arguments: tuple[Any, ...]) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from hyperopt_dl.executors.devices import local_device
 from hyperopt_dl.executors.executor import Finished
+from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.trial import Job, Link, Trial, Workload, run_trial
 
 
@@ -21,16 +22,19 @@ class Serial:
 
     device: str = "auto"
 
-    def start(self, workload: Workload) -> "SerialPool":
+    def start(self, workload: Workload, estimator: Estimator | None = None) -> "SerialPool":
         """Return the one slot of this process."""
-        return SerialPool(workload, local_device(self.device))
+        return SerialPool(workload, estimator, local_device(self.device))
 
 
 class SerialPool:
     """A pool whose ``wait`` is the trial itself."""
 
-    def __init__(self, workload: Workload, device: torch.device) -> None:
+    def __init__(
+        self, workload: Workload, estimator: Estimator | None, device: torch.device
+    ) -> None:
         self._workload = workload
+        self._estimator = estimator
         self._device = device
         self._submitted: tuple[Job, Link] | None = None
 
@@ -49,7 +53,7 @@ class SerialPool:
             return []
         job, link = self._submitted
         trial = Trial(job, link, self._device)
-        outcome = run_trial(self._workload, trial, job.objectives, job.estimator)
+        outcome = run_trial(self._workload, trial, job.objectives, self._estimator)
         self._submitted = None
         return [Finished(job, outcome)]
 

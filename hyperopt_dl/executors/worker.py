@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.trial import Distribution, Job, Trial, Workload, run_trial
 
 
@@ -71,32 +72,39 @@ def main(pipe_descriptor: int, workload_descriptor: int, device: str, threads: i
     pipe: Connection[Any, Any] = Connection(pipe_descriptor)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone: so is the reason to speak
         try:
-            workload = _read(workload_descriptor)
+            workload, estimator = _read(workload_descriptor)
         except Exception:
             pipe.send(("broken", traceback.format_exc()))
             return
         pipe.send(("ready", None))
-        _serve(pipe, workload, torch.device(device))
+        _serve(pipe, workload, estimator, torch.device(device))
 
 
-def _serve(pipe: "Connection[Any, Any]", workload: Workload, device: torch.device) -> None:
+def _serve(
+    pipe: "Connection[Any, Any]",
+    workload: Workload,
+    estimator: Estimator | None,
+    device: torch.device,
+) -> None:
     link = PipeLink(pipe)
     while isinstance(job := pipe.recv(), Job):
         trial = Trial(job, link, device)
         try:
-            outcome = run_trial(workload, trial, job.objectives, job.estimator)
+            outcome = run_trial(workload, trial, job.objectives, estimator)
         except KeyboardInterrupt:
             pipe.send(("interrupt", None))
             return
-        pipe.send(("outcome", outcome))
+        # By value: a pipe's own send would put an Array into memory that processes share.
+        pipe.send_bytes(pickle.dumps(("outcome", outcome)))
 
 
-def _read(descriptor: int) -> Workload:
+def _read(descriptor: int) -> tuple[Workload, Estimator | None]:
     # All workers share the file and so its position: map it instead of reading on.
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
-        workload: Workload = pickle.loads(content)
+        workload: Workload = pickle.load(content)
+        estimator: Estimator | None = pickle.load(content)
     os.close(descriptor)
-    return workload
+    return workload, estimator
 
 
 def _die_with_the_parent() -> None:

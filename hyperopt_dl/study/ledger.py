@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
 
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.seeds import derive
@@ -15,6 +16,8 @@ from hyperopt_dl.study.lease import Lease
 from hyperopt_dl.study.optuna_study import StoppableStudy, TrialLink
 from hyperopt_dl.study.sampler_seed import reseed
 from hyperopt_dl.trial import Failure, Job, Outcome
+from hyperopt_dl.tuners.archive import ARRAYS, ArrayTuner, array_ids
+from hyperopt_dl.tuners.moving import hold
 from hyperopt_dl.tuners.record import RECORD, jsonable
 
 RUN = "hd:run"
@@ -104,7 +107,7 @@ class Ledger:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
             if outcome.gradient is not None:
-                link.set_user_attr(RECORD, jsonable(outcome.gradient))
+                link.set_user_attr(RECORD, self._gradient(link, outcome.gradient))
             self.study.tell(number, outcome.values)
 
     def link(self, number: int) -> TrialLink:
@@ -163,13 +166,44 @@ class Ledger:
         number = link.trial.number
         self._links[number] = link
         try:
-            params = {name: link.suggest(name, d) for name, d in self._distributions.items()}
+            params = self._params(link)
         except BaseException as error:
             kind: Failure = "exception" if isinstance(error, Exception) else "interrupted"
             self.tell(number, Outcome("failed", failure=kind, error=repr(error)))
             raise
-        estimator = getattr(self.study.sampler, "estimator", None)
-        return Job(number, params, seed, len(self.study.directions), estimator), link
+        return Job(number, params, seed, len(self.study.directions)), link
+
+    def _params(self, link: TrialLink) -> dict[str, Any]:
+        """Return a trial's hyperparameters; those that are new to it are sampled."""
+        params = {name: link.suggest(name, d) for name, d in self._distributions.items()}
+        sampler: Any = self.study.sampler
+        if getattr(sampler, "estimator", None) is not None:
+            params = hold(params, self._distributions, getattr(sampler, "fixed", ()))
+        return {**params, **self._arrays(link)}
+
+    def _arrays(self, link: TrialLink) -> dict[str, Tensor]:
+        archive, sampler = self.study.archive, self.study.sampler
+        ids = array_ids(link.trial)
+        missing = [name for name in archive.arrays if name not in ids]
+        if missing and isinstance(sampler, ArrayTuner):
+            values = sampler.sample_arrays(self.study, self.trials()[link.trial.number])
+            ids |= {name: archive.save(name, values[name], link.trial) for name in missing}
+            link.set_user_attr(ARRAYS, ids)
+        return archive.values(ids)
+
+    def _gradient(
+        self, link: TrialLink, gradient: Mapping[str, float | Tensor]
+    ) -> dict[str, float | str | None]:
+        """Return a gradient for JSON: a tensor is an artifact, if all of its entries are finite."""
+        kept: dict[str, float | str | None] = {}
+        for name, derivative in gradient.items():
+            if not isinstance(derivative, Tensor):
+                kept[name] = jsonable(derivative)
+            elif bool(derivative.isfinite().all()):
+                kept[name] = self.study.archive.save(f"{name}.gradient", derivative, link.trial)
+            else:
+                kept[name] = None
+        return kept
 
     def _reopen(self, number: int) -> TrialLink:
         study_id = self._storage.get_study_id_from_name(self.study.study_name)

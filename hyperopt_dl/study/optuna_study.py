@@ -17,6 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from hyperopt_dl.errors import StudyError
+from hyperopt_dl.tuners.archive import Archive
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
@@ -24,10 +25,12 @@ Direction: TypeAlias = Literal["minimize", "maximize"]
 class StoppableStudy(optuna.Study):
     """An Optuna study whose ``stop`` also ends the loop of ``hyperopt_dl.Study.optimize``.
 
-    Samplers and callbacks that were written for ``optuna.Study.optimize`` call it.
+    Samplers and callbacks that were written for ``optuna.Study.optimize`` call it. The study also
+    carries its ``archive``, where a sampler finds what Optuna has no parameters for.
     """
 
     stopping = False
+    archive = Archive()
 
     def stop(self) -> None:
         """Start no further trial."""

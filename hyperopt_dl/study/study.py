@@ -2,25 +2,27 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, overload
 
 import optuna
+import torch
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.executors import Executor, Serial
 from hyperopt_dl.executors.devices import local_device
-from hyperopt_dl.space import Dimension, Space
+from hyperopt_dl.space import Array, Dimension, Space
+from hyperopt_dl.study.artifacts import Artifacts, open_artifacts
+from hyperopt_dl.study.checks import check_limits, check_study, check_workload, estimator_of
 from hyperopt_dl.study.ledger import Ledger
 from hyperopt_dl.study.loop import Callback, Limits, Loop
 from hyperopt_dl.study.optuna_study import Direction, check_compatible, open_study
 from hyperopt_dl.study.progress import Progress
 from hyperopt_dl.study.storage import Storage, default_name, open_storage
-from hyperopt_dl.training import Training
 from hyperopt_dl.trial import Outcome, Trial, Workload, read_values
+from hyperopt_dl.tuners.archive import ARRAYS, Archive, array_ids
 
 
 class Study:
@@ -31,10 +33,13 @@ class Study:
         tuner: Any Optuna sampler; ``None`` is Optuna's TPE. One that has an ``estimator``, such as
             ``Hypergradient``, takes a ``Training`` as its workload: the estimator runs it and
             returns the derivatives too, which become the trial's attribute ``"hypergradient"``.
-            The loss is then reported at the last step alone; there are no metrics and no early
-            stopping.
+            The loss is then reported at the last step alone.
         storage: ``None`` (memory), a path (a journal file), a database URL, or an Optuna storage. A
             study that is there already is continued.
+        artifacts: Where the files of ``Array`` hyperparameters and their derivatives are: a folder,
+            or an artifact store of Optuna's. ``None`` is memory for a study in memory, and the
+            folder ``PATH.artifacts`` for a journal ``PATH``; a study with Arrays in a database or
+            in a storage object needs to be told.
         name: The study's name in the storage; ``None`` is a file's stem, else Optuna makes one up.
         direction: ``"minimize"`` or ``"maximize"``, for one objective; ``None`` is what a stored
             study has, and ``"minimize"`` for a new one.
@@ -56,6 +61,7 @@ class Study:
         *,
         tuner: BaseSampler | None = None,
         storage: Storage = None,
+        artifacts: Artifacts = None,
         name: str | None = None,
         direction: Direction | None = None,
         directions: Sequence[Direction] | None = None,
@@ -67,9 +73,12 @@ class Study:
         if direction is not None and directions is not None:
             raise StudyError("Give direction (of one objective) or directions, not both.")
         wanted = [direction] if direction is not None else directions
-        _check(self.space, tuner, pruner, wanted, seed)
-        if pruner is None and _differentiates(tuner):
+        check_study(self.space, tuner, pruner, wanted, seed)
+        if pruner is None and estimator_of(tuner) is not None:
             pruner = NopPruner()
+        dimensions = dict(self.space or {})
+        arrays = {name: d for name, d in dimensions.items() if isinstance(d, Array)}
+        store = open_artifacts(artifacts, storage, needed=bool(arrays))
         opened = open_storage(storage)
         study = open_study(
             opened,
@@ -78,8 +87,12 @@ class Study:
             sampler=tuner,
             pruner=pruner,
         )
-        distributions = self.space.distributions() if self.space else {}
+        study.archive = Archive(arrays, store)
+        distributions = {
+            name: d.distribution for name, d in dimensions.items() if not isinstance(d, Array)
+        }
         check_compatible(study, distributions)
+        study.archive.check(study.get_trials(deepcopy=False))
         self._optuna = study
         self._ledger = Ledger(
             study,
@@ -111,12 +124,14 @@ class Study:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials so far, in the order of their numbers."""
+        """All trials so far, by number; of the values of Arrays see ``params``."""
         return self._optuna.trials
 
     @property
     def best(self) -> FrozenTrial:
         """The best finished trial; its ``params`` and ``value`` are what was looked for.
+
+        Each Array among the ``params`` is a float64 tensor.
 
         Raises:
             StudyError: No trial is complete, or the study has several objectives.
@@ -126,16 +141,29 @@ class Study:
                 "A study with several objectives has no single best trial. Use study.best_trials."
             )
         try:
-            return self._optuna.best_trial
+            best = self._optuna.best_trial
         except ValueError as error:
             raise StudyError(
                 f"No trial is complete (and feasible) yet: {self._ledger.summary()}."
             ) from error
+        return self._with_arrays(best)
 
     @property
     def best_trials(self) -> list[FrozenTrial]:
         """The trials that no other trial is better than in every objective."""
-        return self._optuna.best_trials
+        return [self._with_arrays(trial) for trial in self._optuna.best_trials]
+
+    def params(self, number: int) -> dict[str, Any]:
+        """Return the hyperparameters of a trial, each Array as a float64 tensor.
+
+        Raises:
+            StudyError: There is no such trial, or the file of an Array is missing.
+        """
+        trials = self._ledger.trials()
+        if not 0 <= number < len(trials):
+            raise StudyError(f"The study has the trials 0 to {len(trials) - 1}, got {number}.")
+        arrays = self._optuna.archive.values(array_ids(trials[number]))
+        return {**trials[number].params, **arrays}
 
     @overload
     def ask(self, n: None = None) -> Trial: ...
@@ -191,12 +219,30 @@ class Study:
     def enqueue(self, params: Mapping[str, Any], *, skip_if_exists: bool = False) -> None:
         """Run a trial with these parameters next; those that are left out are sampled.
 
+        An Array is projected to its box and constraint.
+
         Raises:
             SpaceError: A name or a value that the space does not have.
+            StudyError: ``skip_if_exists`` with an Array, which is not compared.
         """
         if self.space is not None:
             self.space.validate(params, partial=True)
-        self._optuna.enqueue_trial(dict(params), skip_if_exists=skip_if_exists)
+        archive = self._optuna.archive
+        given = {name: value for name, value in params.items() if name in archive.arrays}
+        if given and skip_if_exists:
+            raise StudyError(
+                f"skip_if_exists compares numbers and choices, got the Array(s) {list(given)}. "
+                f"Leave it out."
+            )
+        ids = {
+            name: archive.save(name, _projected(archive.arrays[name], value), self._optuna)
+            for name, value in given.items()
+        }
+        self._optuna.enqueue_trial(
+            {name: value for name, value in params.items() if name not in given},
+            user_attrs={ARRAYS: ids} if ids else None,
+            skip_if_exists=skip_if_exists,
+        )
 
     def optimize(
         self,
@@ -233,19 +279,23 @@ class Study:
             KeyboardInterrupt: Ctrl-C; trials in flight are FAIL with the failure
                 ``"interrupted"``, and do not count towards ``total_trials``.
         """
-        self._check_run(workload, n_trials, total_trials, retries)
+        limits = Limits(n_trials, total_trials, timeout, retries)
+        if self._optimizing:
+            raise StudyError("optimize is running already: a trial cannot optimize its own study.")
+        check_limits(limits)
+        directions = [direction.name.lower() for direction in self._optuna.directions]
+        check_workload(workload, self.space, self.tuner, directions)
         executor = Serial() if executor is None else executor
         if isinstance(executor, type) or not hasattr(executor, "start"):
             raise StudyError(
                 f"executor must be an object such as executors.Processes(), got {executor!r}."
             )
-        limits = Limits(n_trials, total_trials, timeout, retries)
         self._optimizing, self._optuna.stopping = True, False
         try:
             loop = Loop(self._ledger, limits, list(callbacks))
             if not loop.may_start():
                 return
-            with executor.start(workload) as pool:
+            with executor.start(workload, estimator_of(self.tuner)) as pool:
                 try:
                     with Progress(loop.tally, enabled=progress) as shown:
                         loop.run(pool, shown)
@@ -254,96 +304,11 @@ class Study:
         finally:
             self._optimizing = False
 
-    def _check_run(
-        self, workload: object, n_trials: int | None, total_trials: int | None, retries: int
-    ) -> None:
-        if self._optimizing:
-            raise StudyError("optimize is running already: a trial cannot optimize its own study.")
-        if n_trials is not None and total_trials is not None:
-            raise StudyError(
-                f"Give n_trials (of this call) or total_trials (of the study), got {n_trials} and "
-                f"{total_trials}."
-            )
-        for name, number in (("n_trials", n_trials), ("total_trials", total_trials)):
-            if number is not None and (not isinstance(number, int) or number < 0):
-                raise StudyError(f"{name} must be a whole number of at least 0, got {number!r}.")
-        if retries < 0:
-            raise StudyError(f"retries must be at least 0, got {retries}.")
-        if isinstance(workload, type):
-            raise StudyError(
-                f"A workload must be a function of a trial or a Training, got the class "
-                f"{workload.__name__}. Make an object of it."
-            )
-        if isinstance(workload, Training):
-            self._check_training(workload)
-        elif not callable(workload):
-            missing = [m for m in ("steps", "init", "step", "loss") if not hasattr(workload, m)]
-            raise StudyError(
-                f"A workload must be a function of a trial or a Training, got a "
-                f"{type(workload).__name__}, which has no {', '.join(missing)}."
-            )
-        elif _differentiates(self.tuner):
-            raise StudyError(
-                f"{type(self.tuner).__name__} needs a Training, which can be differentiated, got a "
-                f"function. Make it a Supervised or a Training of your own, or use another tuner."
-            )
-
-    def _check_training(self, training: Training) -> None:
-        if self.space is None:
-            raise StudyError(
-                "A Training needs to know its hyperparameters: give the study a space."
-            )
-        if [d.name for d in self._optuna.directions] != ["MINIMIZE"]:
-            raise StudyError(
-                "The value of a Training is a loss: the study must have the one direction "
-                "'minimize'. For other values, write an objective that calls hyperopt_dl.rollout."
-            )
-        missing = sorted(getattr(training, "hparams", frozenset()) - set(self.space))
-        if missing:
-            raise StudyError(
-                f"The training names the hyperparameter(s) {missing}, which the space with "
-                f"{sorted(self.space)} does not have. Add them, or use constants."
-            )
-        if _differentiates(self.tuner) and not any(d.differentiable for d in self.space.values()):
-            raise StudyError(
-                f"{type(self.tuner).__name__} moves a Float without a step, the space has none: "
-                f"{self.space!r}. Add one, or use another tuner."
-            )
+    def _with_arrays(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a trial of one's own with its Arrays among its parameters."""
+        trial.params = {**trial.params, **self._optuna.archive.values(array_ids(trial))}
+        return trial
 
 
-def _differentiates(tuner: BaseSampler) -> bool:
-    """Return whether a tuner wants derivatives, and says by its ``estimator`` how to get them."""
-    return getattr(tuner, "estimator", None) is not None
-
-
-def _check(
-    space: Space | None,
-    tuner: object,
-    pruner: object,
-    directions: Sequence[str] | None,
-    seed: object,
-) -> None:
-    if seed is not None and not isinstance(seed, int):
-        raise StudyError(f"seed must be a whole number or None, got {seed!r}.")
-    if not isinstance(tuner, BaseSampler):
-        raise StudyError(
-            f"tuner must be a sampler object such as optuna.samplers.TPESampler(), got {tuner!r}."
-        )
-    if isinstance(tuner, CmaEsSampler) and find_spec("cmaes") is None:
-        raise StudyError(
-            "CmaEsSampler needs the package cmaes. Install it: pip install 'hyperopt_dl[cmaes]'"
-        )
-    if pruner is not None and not isinstance(pruner, BasePruner):
-        raise StudyError(
-            f"pruner must be a pruner object, such as optuna.pruners.MedianPruner(), got "
-            f"{pruner!r}."
-        )
-    unknown = directions is not None and set(directions) - {"minimize", "maximize"}
-    if unknown or directions == []:
-        raise StudyError(f"A direction must be 'minimize' or 'maximize', got {directions}.")
-    if space is not None and space.arrays:
-        raise StudyError(
-            f"{type(tuner).__name__} proposes single numbers and choices, it cannot propose the "
-            f"Array(s) {list(space.arrays)}. Use a Float for each entry that matters, or fix the "
-            "array in the training."
-        )
+def _projected(array: Array, value: Any) -> torch.Tensor:
+    return array.project(torch.as_tensor(value, dtype=torch.double))

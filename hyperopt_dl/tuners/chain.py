@@ -1,8 +1,7 @@
 """The arithmetic of descent chains: which chain moves next, and where to.
 
-Everything is a function of what the finished trials of a chain have shown; nothing is remembered
-between calls. Points lie in the unit cube of the ``d`` dimensions that move, gradients are in loss
-per unit of the cube.
+Everything is a function of what the finished trials of a chain have shown. Points are the ``d``
+coordinates of what moves (see ``moving.py``), gradients are in loss per unit of the coordinate.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -41,32 +40,42 @@ def alive(trail: Sequence[Any | None]) -> bool:
     return any(visit is not None for visit in recent)
 
 
-def next_point(trail: Sequence[Visit | None], optimizer: Optimizer, *, lr: float) -> Tensor:
-    """Return the point ``[d]`` that a chain tries next.
+class Descent:
+    """A torch optimizer that has been stepped at every visit of a chain.
 
-    The optimizer of torch is stepped once for each visit, at the visit's point and along its
-    gradient, so moments are those of one descent over the whole chain. The result is
-    ``clamp(point + 2**-failures * step)``: ``point`` is the last visit's, ``step`` the optimizer's
-    there, ``failures`` the number of failures in the chain so far. So a failure goes back to the
-    last good point with half the step, and the step stays that small.
+    It is stepped at the visit's point and along its gradient, so moments are those of one descent
+    over the whole chain. Following the visits one by one, today or after a restart, gives the same
+    bits: what it holds is a memo of a fold.
 
     Args:
-        trail: What the chain's trials gave, in order; ``None`` is a failure. At least one visit.
         optimizer: Turns gradients into steps.
-        lr: The optimizer's learning rate, in units of the cube.
+        lr: The optimizer's learning rate, in units of the coordinates.
+        first: The visit that the chain begins with.
     """
-    visits = [visit for visit in trail if visit is not None]
-    x = torch.nn.Parameter(visits[0].point.clone())
-    make = NAMED[optimizer] if isinstance(optimizer, str) else optimizer
-    descent = make([x], lr=lr)
-    for point, gradient in visits:
+
+    def __init__(self, optimizer: Optimizer, lr: float, first: Visit) -> None:
+        make = NAMED[optimizer] if isinstance(optimizer, str) else optimizer
+        self._x = torch.nn.Parameter(first.point.clone())
+        self._optimizer = make([self._x], lr=lr)
+        self._point = first.point
+        self.follow(first)
+
+    def follow(self, visit: Visit) -> None:
+        """Step at the next visit."""
         with torch.no_grad():
-            x.copy_(point)
-        x.grad = gradient.clone()
-        descent.step()
-    step = x.detach() - visits[-1].point
-    failures = len(trail) - len(visits)
-    return (visits[-1].point + 0.5**failures * step).clamp(0, 1)
+            self._x.copy_(visit.point)
+        self._x.grad = visit.gradient.clone()
+        self._optimizer.step()
+        self._point = visit.point
+
+    def ahead(self, failures: int) -> Tensor:
+        """Return the point ``[d]`` that comes next; it may lie outside of the space.
+
+        It is ``point + 2**-failures * step``: ``point`` is the last visit's, ``step`` the
+        optimizer's there, ``failures`` the number of failures in the chain so far. So a failure
+        goes back to the last good point with half the step, and the step stays that small.
+        """
+        return self._point + 0.5**failures * (self._x.detach() - self._point)
 
 
 def turn(last: Mapping[int, int], busy: Collection[int], chains: int) -> int:

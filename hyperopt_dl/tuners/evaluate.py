@@ -8,6 +8,7 @@ from hyperopt_dl.hypergrad import hypergradient
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.training import Training
 from hyperopt_dl.tuners.hypergradient import Hypergradient
+from hyperopt_dl.tuners.moving import hold
 from hyperopt_dl.tuners.record import RECORD, jsonable
 
 
@@ -34,6 +35,7 @@ def evaluate(
 
     Raises:
         StudyError: The study's sampler is not ``Hypergradient``.
+        TrainingError: What is to be tuned cannot be differentiated.
 
     Example:
         >>> import optuna, hyperopt_dl as hd
@@ -53,7 +55,11 @@ def evaluate(
     if seed is None:
         seed = derive(sampler.seed or 0, "trial", trial.number)
     value, gradient = hypergradient(
-        training, trial.params, estimator=sampler.estimator, seed=seed, device=device
+        training,
+        hold(trial.params, trial.distributions, sampler.fixed),
+        estimator=sampler.estimator,
+        seed=seed,
+        device=device,
     )
-    trial.set_user_attr(RECORD, jsonable({name: float(d) for name, d in gradient.items()}))
+    trial.set_user_attr(RECORD, {name: jsonable(float(d)) for name, d in gradient.items()})
     return float(value)

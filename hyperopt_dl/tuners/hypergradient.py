@@ -3,8 +3,10 @@
 import logging
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -13,23 +15,33 @@ from optuna.pruners import HyperbandPruner
 from optuna.samplers import BaseSampler, QMCSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
 
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.hypergrad import Estimator, Reverse
-from hyperopt_dl.tuners.chain import NAMED, Optimizer, next_point, turn
+from hyperopt_dl.tuners.archive import archive_of, array_ids
+from hyperopt_dl.tuners.chain import NAMED, Descent, Optimizer, turn
+from hyperopt_dl.tuners.moving import Dimensions, moving, values_at, visit_of
 from hyperopt_dl.tuners.record import recorded
 from hyperopt_dl.tuners.trail import (
     Place,
     can_move,
     is_good,
-    moving,
+    latest,
     read_places,
     trail_of,
-    visits_of,
     write_place,
 )
 
 _logger = logging.getLogger(__name__)
+
+
+class _Fold(NamedTuple):
+    """A descent and what went into it: the settings, and the numbers of the trials it followed."""
+
+    settings: tuple[Any, ...]
+    numbers: list[int]
+    descent: Descent
 
 
 class Hypergradient(BaseSampler):
@@ -38,8 +50,13 @@ class Hypergradient(BaseSampler):
     Each trial is a whole training run, whose value and hypergradient the ``estimator`` computes;
     the next trial of its chain is one step of a torch optimizer away. Steps are made in the unit
     cube of the dimensions that are continuous (on a log scale where they have one), and end at its
-    faces. Whatever else a trial has, such as integers and categories, is drawn by ``starts`` when a
-    chain begins, and stays fixed in the chain.
+    faces. An ``Array`` moves with them, each entry scaled by its range where the box is finite and
+    in its own unit where it is not; after each step it is projected to its box and constraint. One
+    optimizer steps all of them together, as one vector.
+
+    Whatever else a trial has, such as integers, categories and what is ``fixed``, is drawn by
+    ``starts`` when a chain begins, and stays where it is in the chain. Every chain begins with the
+    ``init`` of an ``Array``.
 
     A trial that fails or is pruned, or whose hypergradient is not finite, sends its chain back to
     its last good point with half the step, for the rest of the chain; every further failure halves
@@ -53,8 +70,9 @@ class Hypergradient(BaseSampler):
     dict of derivatives by name in natural units) is a start that does not move.
 
     What chain a trial belongs to, and its position there, are attributes of the study; all else is
-    computed from its finished trials, at about 0.2 ms for each trial of the chain. So a study that
-    is opened again goes on where it was. A study that maximizes ascends.
+    a fold over its finished trials, of which only those are gone through that are new since the
+    last proposal. So a study that is opened again goes on where it was. A study that maximizes
+    ascends.
 
     Args:
         estimator: Computes the value and the hypergradient of a run; ``None`` is ``Reverse()``.
@@ -66,6 +84,8 @@ class Hypergradient(BaseSampler):
         chain_length: Trials after which a chain begins anew; ``None`` is never.
         starts: The sampler that draws the trial that begins a chain; ``None`` is a scrambled Sobol
             sequence (whose scrambling only ``seed`` changes), after a first trial at random.
+        fixed: Names of numbers that are not differentiated although they are continuous, such as a
+            dropout rate that the model's factory reads; ``starts`` draws them.
         seed: Seed of the default ``starts``, and of the runs of ``evaluate``.
 
     Raises:
@@ -85,23 +105,28 @@ class Hypergradient(BaseSampler):
         chains: int = 1,
         chain_length: int | None = None,
         starts: BaseSampler | None = None,
+        fixed: Collection[str] = (),
         seed: int | None = None,
     ) -> None:
         _check(estimator, optimizer, lr, chains, chain_length, starts)
+        _check_fixed(fixed)
         self.estimator: Estimator = Reverse() if estimator is None else estimator
         self.optimizer = optimizer
         self.lr = lr
         self.chains = chains
         self.chain_length = chain_length
         self.starts = _quasi_random(seed) if starts is None else starts
+        self.fixed = frozenset(fixed)
         self.seed = seed
-        self._placing = threading.Lock()
+        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_placing"}
+        passing = ("_placing", "_folds")
+        return {name: value for name, value in vars(self).items() if name not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _placing=threading.Lock())
+        vars(self).update(state)
+        self._forget()
 
     def reseed_rng(self) -> None:
         """Reseed ``starts``; nothing else is random."""
@@ -140,8 +165,7 @@ class Hypergradient(BaseSampler):
         self._refuse(study)
         if self._place(study, trial).position == 0:
             return self.starts.infer_relative_search_space(study, trial)
-        anchor = [t for t in self._trail(study, trial) if is_good(t)][-1]
-        return dict(anchor.distributions)
+        return dict(self._anchor(study, trial).distributions)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -150,16 +174,21 @@ class Hypergradient(BaseSampler):
         self._refuse(study)
         if self._place(study, trial).position == 0:
             return self.starts.sample_relative(study, trial, search_space)
-        trail = self._trail(study, trial)
-        anchor = [t for t in trail if is_good(t)][-1]
-        params, dims = dict(anchor.params), moving(anchor)
-        if dims:
-            sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-            visits = visits_of(trail, dims, sign=sign)
-            point = next_point(visits, self.optimizer, lr=self.lr)
-            for u, (name, dimension) in zip(point, dims.items(), strict=True):
-                params[name] = float(dimension.from_unit(u))
+        params = {**self._anchor(study, trial).params, **self._ahead(study, trial)}
         return {name: params[name] for name in search_space if name in params}
+
+    def sample_arrays(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:
+        """Return a value of every Array of the study: its ``init``, or the chain's next point."""
+        self._refuse(study)
+        archive = archive_of(study)
+        values = {name: array.start for name, array in archive.arrays.items()}
+        if self._place(study, trial).position == 0:
+            return values
+        ahead = self._ahead(study, trial)
+        before = array_ids(self._anchor(study, trial))
+        still = {name: before[name] for name in values if name in before and name not in ahead}
+        moved = {name: x for name, x in ahead.items() if isinstance(x, Tensor)}
+        return {**values, **archive.values(still), **moved}
 
     def sample_independent(
         self,
@@ -209,6 +238,45 @@ class Hypergradient(BaseSampler):
         places, trials = read_places(study), study.get_trials(deepcopy=False)
         return trail_of(trials, places, places[trial.number].chain, trial.number)
 
+    def _anchor(self, study: optuna.Study, trial: FrozenTrial) -> FrozenTrial:
+        """Return the chain's last good trial."""
+        return [t for t in self._trail(study, trial) if is_good(t)][-1]
+
+    def _ahead(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, float | Tensor]:
+        """Return what moves, at the chain's next point."""
+        archive, anchor = archive_of(study), self._anchor(study, trial)
+        dims = moving(anchor, archive, self.fixed)
+        if not dims:
+            return {}
+        trail = latest(self._trail(study, trial), lambda t: moving(t, archive, self.fixed) == dims)
+        good = [t for t in trail if is_good(t)]
+        descent = self._descent(study, self._place(study, trial).chain, good, dims)
+        return values_at(descent.ahead(failures=len(trail) - len(good)), dims)
+
+    def _descent(
+        self, study: optuna.Study, chain: int, good: Sequence[FrozenTrial], dims: Dimensions
+    ) -> Descent:
+        """Return a chain's descent after its good trials, gone on with where it was left."""
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        visit = partial(visit_of, dims=dims, archive=archive_of(study), sign=sign)
+        settings, numbers = (dims, sign, self.optimizer, self.lr), [t.number for t in good]
+        folds = self._folds.setdefault(study, {})
+        fold = folds.pop(chain, None)  # an error on the way must not leave half a step
+        if fold is None or fold.settings != settings or not _begins(numbers, fold.numbers):
+            fold = _Fold(settings, numbers[:1], Descent(self.optimizer, self.lr, visit(good[0])))
+        for trial in good[len(fold.numbers) :]:
+            fold.descent.follow(visit(trial))
+        folds[chain] = fold._replace(numbers=numbers)
+        return fold.descent
+
+    def _forget(self) -> None:
+        self._placing = threading.Lock()
+        self._folds: WeakKeyDictionary[optuna.Study, dict[int, _Fold]] = WeakKeyDictionary()
+
+
+def _begins(numbers: Sequence[int], first: Sequence[int]) -> bool:
+    return list(numbers[: len(first)]) == list(first)
+
 
 def _supported(study: optuna.Study) -> bool:
     return len(study.directions) == 1 and not isinstance(study.pruner, HyperbandPruner)
@@ -253,3 +321,9 @@ def _check(
         raise StudyError(
             f"starts must be a sampler such as optuna.samplers.RandomSampler(), got {starts!r}."
         )
+
+
+def _check_fixed(fixed: object) -> None:
+    names = fixed if isinstance(fixed, Collection) and not isinstance(fixed, str) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise StudyError(f"fixed must be names such as ('dropout',), got {fixed!r}.")

@@ -6,12 +6,13 @@ from typing import Any, TypeAlias
 
 RECORD = "hypergradient"
 """The user attribute of a trial with dE/dλ by name, in loss per unit of the hyperparameter."""
-Gradient: TypeAlias = Mapping[str, float | None]
+Gradient: TypeAlias = Mapping[str, float | str | None]
+"""A number; for an Array the id of an artifact; ``None`` where it is not finite."""
 
 
-def jsonable(gradient: Mapping[str, float]) -> dict[str, float | None]:
-    """Return a gradient for JSON, which has no nan and no inf: such a derivative is ``None``."""
-    return {name: float(d) if math.isfinite(d) else None for name, d in gradient.items()}
+def jsonable(derivative: float) -> float | None:
+    """Return a derivative for JSON, which has no nan and no inf: such a one is ``None``."""
+    return derivative if math.isfinite(derivative) else None
 
 
 def recorded(attributes: Mapping[str, Any]) -> Gradient | None:

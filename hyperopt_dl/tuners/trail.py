@@ -1,16 +1,13 @@
-"""A chain as the trials of a study show it: who belongs to it, what they gave, where they were."""
+"""A chain as the trials of a study show it: who belongs to it, and how they went."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import optuna
-import torch
-from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hyperopt_dl.space import Float
-from hyperopt_dl.tuners.chain import Visit, alive
-from hyperopt_dl.tuners.record import RECORD, recorded
+from hyperopt_dl.tuners.chain import alive
+from hyperopt_dl.tuners.record import recorded
 
 PLACES = "hypergradient:"
 """The study attribute ``PLACES + trial number`` holds that trial's chain and position."""
@@ -66,48 +63,10 @@ def is_good(trial: FrozenTrial) -> bool:
     return complete and bool(gradient) and None not in (gradient or {}).values()
 
 
-def moving(trial: FrozenTrial) -> dict[str, Float]:
-    """Return the dimensions that move: the continuous ones that the gradient of a trial names."""
-    gradient = recorded(trial.user_attrs) or {}
-    return {
-        name: Float(d.low, d.high, log=d.log)
-        for name, d in sorted(trial.distributions.items())
-        if isinstance(d, FloatDistribution) and d.step is None and name in gradient
-    }
+def latest(trail: Sequence[FrozenTrial], like: Callable[[FrozenTrial], bool]) -> list[FrozenTrial]:
+    """Return the end of a trail in which all good trials are alike.
 
-
-def visits_of(
-    trail: Sequence[FrozenTrial], dims: Mapping[str, Float], *, sign: float
-) -> list[Visit | None]:
-    """Return what the trials of a chain gave, in the unit cube of ``dims``; ``None`` is a failure.
-
-    The trials before and up to the last one with other dimensions are left out: where a range has
-    changed, a descent begins in the new cube.
-
-    Args:
-        trail: The trials, in order.
-        dims: The d dimensions that move.
-        sign: 1 to go down, -1 to go up.
+    Where a range has changed, or what has a derivative, a descent begins in the new coordinates.
     """
-    changed = [i for i, trial in enumerate(trail) if is_good(trial) and moving(trial) != dims]
-    trail = trail[max(changed, default=-1) + 1 :]
-    good = [trial for trial in trail if is_good(trial)]
-    visits = iter(_in_the_cube(good, dims, sign))
-    return [next(visits) if is_good(trial) else None for trial in trail]
-
-
-def _in_the_cube(
-    trials: Sequence[FrozenTrial], dims: Mapping[str, Float], sign: float
-) -> list[Visit]:
-    """Return points u and gradients dE/du = dE/dλ · dλ/du, all trials at once."""
-    points, gradients = [], []
-    for name, dimension in dims.items():
-        with torch.enable_grad():
-            u = torch.stack([dimension.to_unit(trial.params[name]) for trial in trials])
-            u = u.detach().requires_grad_()
-            (derivative,) = torch.autograd.grad(dimension.from_unit(u).sum(), u)
-        natural = [trial.user_attrs[RECORD][name] for trial in trials]
-        points.append(u.detach())
-        gradients.append(sign * derivative * torch.tensor(natural, dtype=torch.double))
-    columns = torch.stack(points, 1), torch.stack(gradients, 1)
-    return [Visit(point, gradient) for point, gradient in zip(*columns, strict=True)]
+    other = [i for i, trial in enumerate(trail) if is_good(trial) and not like(trial)]
+    return list(trail[max(other, default=-1) + 1 :])

@@ -16,6 +16,7 @@ import torch
 
 import hyperopt_dl as hd
 from tests.contracts.executor import ExecutorContract
+from tests.problems import Quadratic
 
 TWO = hd.executors.Processes(devices="cpu", per_device=2, threads_per_worker=1)
 SPACE = hd.Space(x=hd.Float(2.0, 6.0))
@@ -170,6 +171,20 @@ def test_what_cannot_be_pickled_is_an_error_before_trial_0() -> None:
     study = hd.Study(SPACE)
     with pytest.raises(hd.ExecutorError, match=r"cannot be pickled: .*lock"):
         study.optimize(objective, 1, executor=TWO, progress=False)
+    assert study.trials == []
+
+
+def test_an_estimator_that_cannot_be_pickled_is_an_error_before_trial_0_that_names_it() -> None:
+    class Locked:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError
+
+    study = hd.Study(SPACE, tuner=hd.Hypergradient(Locked()))
+    with pytest.raises(hd.ExecutorError, match=r"estimator Locked .* cannot be pickled: .*lock"):
+        study.optimize(Quadratic(), 1, executor=TWO, progress=False)
     assert study.trials == []
 
 

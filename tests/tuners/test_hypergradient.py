@@ -32,7 +32,12 @@ MIXED = hd.Space(
 
 
 def bowl(
-    training: hd.Training, hparams: Mapping[str, Any], *, seed: int, device: torch.device | str
+    training: hd.Training,
+    hparams: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device | str,
+    observe: Any = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """An estimator that needs no run: ``(x - 3)**2 + log(y / 0.01)**2``, and its derivatives."""
     x = torch.tensor(hparams["x"], dtype=torch.double)
@@ -470,11 +475,6 @@ def test_a_space_in_which_nothing_moves_is_refused_before_trial_0() -> None:
     with pytest.raises(hd.StudyError, match="moves a Float without a step"):
         study.optimize(PROBLEM, n_trials=1)
     assert study.trials == []
-
-
-def test_an_array_is_refused_for_now() -> None:
-    with pytest.raises(hd.StudyError, match=r"cannot propose the Array\(s\) \['w'\]"):
-        hd.Study(hd.Space(w=hd.Array((2,), init=0.0)), tuner=hd.Hypergradient())
 
 
 def test_a_pruner_that_hides_trials_is_refused() -> None:
