@@ -121,7 +121,7 @@ class Hypergradient(BaseSampler):
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = ("_placing", "_folds")
+        passing = ("_placing", "_places", "_folds")
         return {name: value for name, value in vars(self).items() if name not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -212,10 +212,13 @@ class Hypergradient(BaseSampler):
     def _place(self, study: optuna.Study, trial: FrozenTrial) -> Place:
         """Return a trial's place; where it has none yet, it gets one for good."""
         with self._placing:
-            places = read_places(study)
+            places = self._places.get(study, {})
+            if trial.number not in places:
+                places = read_places(study)
             if trial.number not in places:
                 places[trial.number] = self._next_place(study, trial, places)
                 write_place(study, trial.number, places[trial.number])
+            self._places[study] = places
             return places[trial.number]
 
     def _next_place(
@@ -235,8 +238,8 @@ class Hypergradient(BaseSampler):
 
     def _trail(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
         """Return the trials of the same chain that a trial can learn from."""
-        places, trials = read_places(study), study.get_trials(deepcopy=False)
-        return trail_of(trials, places, places[trial.number].chain, trial.number)
+        chain, trials = self._place(study, trial).chain, study.get_trials(deepcopy=False)
+        return trail_of(trials, self._places[study], chain, trial.number)
 
     def _anchor(self, study: optuna.Study, trial: FrozenTrial) -> FrozenTrial:
         """Return the chain's last good trial."""
@@ -271,6 +274,7 @@ class Hypergradient(BaseSampler):
 
     def _forget(self) -> None:
         self._placing = threading.Lock()
+        self._places: WeakKeyDictionary[optuna.Study, dict[int, Place]] = WeakKeyDictionary()
         self._folds: WeakKeyDictionary[optuna.Study, dict[int, _Fold]] = WeakKeyDictionary()
 
 
