@@ -299,14 +299,17 @@ def test_a_proposal_reads_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_one_tuner_in_two_studies_keeps_them_apart() -> None:
-    tuner = hd.Hypergradient(paraboloid, lr=0.1)
-    first, second = (hd.Study(W, tuner=tuner, seed=0) for _ in range(2))
-    second.enqueue({"w": [-1.0, -1.0, -1.0]})
-    for _ in range(4):
-        for study in (first, second):
+    def studies(*tuners: hd.Hypergradient) -> list[list[dict[str, Any]]]:
+        pair = [hd.Study(W, tuner=tuner, seed=0) for tuner in tuners]
+        pair[1].enqueue({"w": [-1.0, -1.0, -1.0]})
+        for study in pair * 4:
             study.optimize(PROBLEM, n_trials=1, progress=False)
-    assert everything(first) == everything(tuned(W, 4, estimator=paraboloid, lr=0.1))
-    assert everything(first) != everything(second)
+        return [everything(study) for study in pair]
+
+    tuner, other = (hd.Hypergradient(paraboloid, lr=0.1) for _ in range(2))
+    together = studies(tuner, tuner)
+    assert together == studies(tuner, other)
+    assert together[0] != together[1]
 
 
 def test_a_setting_that_has_changed_changes_the_next_step() -> None:
