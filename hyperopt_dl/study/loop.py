@@ -45,7 +45,7 @@ class Loop:
         self._attempts: dict[int, int] = {}
         self._again: deque[tuple[Job, TrialLink]] = deque()
         self._orphans = deque(ledger.orphans())
-        self.tally = Tally(self._target(), limits.timeout)
+        self.tally = self._tally()
 
     def may_start(self) -> bool:
         """Return whether another trial may start now."""
@@ -113,11 +113,12 @@ class Loop:
         for callback in self._callbacks:
             callback(self._ledger.study, self._ledger.trials()[job.number])
 
-    def _target(self) -> int | None:
-        if self._limits.total_trials is None:
-            return self._limits.n_trials
-        missing = self._limits.total_trials - self._ledger.occupied()
-        return max(0, missing) + len(self._orphans)
+    def _tally(self) -> Tally:
+        n, total, timeout = self._limits.n_trials, self._limits.total_trials, self._limits.timeout
+        if total is None:
+            return Tally(n, timeout)
+        occupied = self._ledger.occupied()
+        return Tally(max(total, occupied), timeout, earlier=occupied - len(self._orphans))
 
     def _best(self) -> str:
         try:

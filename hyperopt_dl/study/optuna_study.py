@@ -64,11 +64,13 @@ class TrialLink:
 
     def report(self, value: float, step: int) -> None:
         """Record an intermediate value."""
+        self._must_have_one_objective()
         if step not in self._reported:
             self.trial.report(value, step)
 
     def should_prune(self) -> bool:
         """Return whether the pruner would end the trial now."""
+        self._must_have_one_objective()
         return self.trial.should_prune()
 
     def set_constraint(self, key: str, value: float) -> None:
@@ -78,6 +80,15 @@ class TrialLink:
     def set_user_attr(self, key: str, value: Any) -> None:
         """Record an attribute."""
         self.trial.set_user_attr(key, value)
+
+    def _must_have_one_objective(self) -> None:
+        objectives = len(self.trial.study.directions)
+        if objectives > 1:
+            raise StudyError(
+                f"report and should_prune need a study with one objective, this one has "
+                f"{objectives}: Optuna has no pruning for several. Leave them out, or keep such "
+                f"numbers with set_user_attr."
+            )
 
 
 def open_study(

@@ -18,12 +18,14 @@ PLAIN_EVERY = 5.0
 class Tally:
     """The counts of one ``optimize``.
 
-    ``target`` is the number of trials it will run, ``timeout`` its length in seconds; either may be
-    ``None``. ``best`` is the study's best value as text.
+    ``target`` is the number of trials in the end, ``earlier`` how many of them were there before;
+    ``timeout`` is the length in seconds. The target and the timeout may be ``None``. ``best`` is
+    the study's best value as text.
     """
 
     target: int | None = None
     timeout: float | None = None
+    earlier: int = 0
     running: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     best: str = "-"
@@ -35,7 +37,7 @@ class Tally:
         done = sum(self.ended.values())
         of = f"/{self.target}" if self.target is not None else ""
         parts = [
-            f"{done}{of} trials",
+            f"{self.earlier + done}{of} trials",
             f"{self.running} running",
             f"{self.ended['failed']} failed",
             f"{self.ended['pruned']} pruned",
@@ -48,7 +50,7 @@ class Tally:
     def _seconds_left(self, done: int, seconds: float) -> float | None:
         limits = []
         if self.target is not None and done:
-            limits.append((self.target - done) * seconds / done)
+            limits.append((self.target - self.earlier - done) * seconds / done)
         if self.timeout is not None:
             limits.append(max(0.0, self.timeout - seconds))
         return min(limits) if limits else None

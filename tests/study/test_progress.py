@@ -18,6 +18,22 @@ def test_the_line_has_every_count_and_the_time_left() -> None:
     )
 
 
+def test_trials_of_earlier_calls_count_but_tell_nothing_of_the_pace() -> None:
+    ended = Counter({"complete": 10})
+    line = Tally(target=60, earlier=30, ended=ended, start=0.0).line(now=100.0)
+    assert line.startswith("40/60 trials · ")
+    assert line.endswith(" · 6.0/min · 3:20 left")
+
+
+def test_a_study_that_is_run_again_goes_on_counting(capsys: pytest.CaptureFixture[str]) -> None:
+    again = study()
+    again.optimize(lambda trial: 1.0, 3, progress=False)
+    again.optimize(lambda trial: 1.0, total_trials=5)
+    assert capsys.readouterr().err.startswith("5/5 trials · ")
+    again.optimize(lambda trial: 1.0, 2)
+    assert capsys.readouterr().err.startswith("2/2 trials · ")
+
+
 @pytest.mark.parametrize(
     ("target", "timeout", "left"),
     [

@@ -352,6 +352,17 @@ def test_several_objectives_have_a_pareto_front() -> None:
         _ = study.best
 
 
+@pytest.mark.parametrize("call", [lambda t: t.report(1.0, 0), lambda t: t.should_prune()])
+def test_several_objectives_cannot_be_pruned(call: Callable[[hd.Trial], Any]) -> None:
+    def objective(trial: hd.Trial) -> tuple[float, float]:
+        call(trial)
+        return 1.0, 2.0
+
+    study = hd.Study(SPACE, directions=["minimize", "minimize"], seed=0)
+    run(study, objective, 1)
+    assert "one objective, this one has 2" in study.trials[0].user_attrs["error"]
+
+
 def test_a_constraint_keeps_an_infeasible_trial_from_being_best() -> None:
     def objective(trial: hd.Trial) -> float:
         trial.set_constraint("at least two", 2 - trial.number)
