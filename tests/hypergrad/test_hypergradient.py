@@ -54,6 +54,7 @@ class Recorder:
         *,
         seed: int,
         device: torch.device | str,
+        observe: Any = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.asked.append((training, hparams, seed, device))
         return torch.tensor(1.0), {"lr": torch.tensor(2.0)}
