@@ -437,7 +437,7 @@ SCRIPT = """
 import os, signal, sys
 import hyperopt_dl as hd
 from tests.problems import Spiral
-from tests.tuners.test_arrays import SPIRALS, everything
+from tests.tuners.test_arrays import SPIRAL, SPIRALS, everything
 
 class Dying(Spiral):
     def loss(self, state, hparams):
@@ -449,7 +449,7 @@ class Dying(Spiral):
 study = hd.Study(SPIRALS, tuner=hd.Hypergradient(chains=2, lr=0.1), storage=sys.argv[1], seed=3)
 workers = hd.executors.Processes("cpu", per_device=2, threads_per_worker=1)
 executor = workers if sys.argv[3] == "workers" else hd.executors.Serial()
-study.optimize(Dying(), total_trials=12, executor=executor, progress=False)
+study.optimize(Dying(**vars(SPIRAL)), total_trials=12, executor=executor, progress=False)
 """
 
 
