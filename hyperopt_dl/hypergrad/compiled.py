@@ -43,8 +43,8 @@ class Compiled:
 
 
 def _compile(module: fx.GraphModule, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-    import torch._inductor as inductor  # noqa: PLC0415 (takes seconds, and few need it)
-
+    # An attribute of torch that is imported on its first use, which takes seconds.
+    inductor: Any = torch._inductor
     try:
         with _cache_in(default_folder()):
             compiled: Callable[..., Any] = inductor.compile(module, list(tensors))

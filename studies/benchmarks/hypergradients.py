@@ -1,13 +1,25 @@
 """What an exact hypergradient costs, beside ordinary training and beside other packages.
 
-    python studies/benchmarks/hypergradients.py            about half an hour on one core
-    python studies/benchmarks/hypergradients.py --smoke    a few steps, to see that it works
+    python studies/benchmarks/hypergradients.py              about three quarters of an hour
+    python studies/benchmarks/hypergradients.py --only A C   some of the workloads
+    python studies/benchmarks/hypergradients.py --compile    with compiled steps too; compiles first
+    python studies/benchmarks/hypergradients.py --long       the memory of up to 100,000 steps
+    python studies/benchmarks/hypergradients.py --smoke      a few steps, to see that it works
 
-The network is an MLP 64-128-10 on scikit-learn's digits (1000 for training, 797 for validation):
+An MLP 64-128-10 on scikit-learn's digits (1000 for training, 797 for validation):
 
 * A: SGD with momentum, batches of 64; derivatives in learning rate, momentum and L2 coefficient;
 * B: the same on the full batch with 30 % wrong labels; derivatives in a weight for each example;
 * C: Adam, batches of 64; derivatives in learning rate, beta1 and L2 coefficient.
+
+As A, on 2000 pictures of Fashion-MNIST, which the last two read row by row:
+
+* cnn: two convolutions with pooling and a linear layer; cnn+bn: the same with BatchNorm;
+* gru: one layer of 64 units; transformer: two layers of width 64, batches of 32.
+
+And the softmax regression of data cleaning, 5000 pictures at every step:
+
+* 5000 weights: derivatives in a weight for each example; 3 scalars: as in A.
 
 The unit is ordinary training of the same work: ``nn.Module`` and ``torch.optim``. Contestants take
 turns in one process, on one thread; CPU time is counted, after one run to warm up (a trace, where
@@ -33,30 +45,98 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 import hyperopt_dl as hd
 from hyperopt_dl.batches import Batches
 from hyperopt_dl.hypergrad import Reverse, hypergradient
+from studies.data import fashion_mnist
 
 parser = argparse.ArgumentParser(description="Time hypergradients, against training and peers.")
 parser.add_argument("--smoke", action="store_true", help="see that it works: a few steps only")
+parser.add_argument("--only", nargs="+", metavar="WORK", help="only these workloads")
+parser.add_argument("--compile", action="store_true", help="have compiled steps take part")
+parser.add_argument("--long", action="store_true", help="only the memory of 100,000 steps")
 parser.add_argument("--memory-of", nargs=3, metavar=("CONTESTANT", "WORK", "STEPS"))
 options = parser.parse_args()
 
 REPEATS = 1 if options.smoke else 7
-HORIZONS = {"A": (5,), "B": (5,), "C": (5,)} if options.smoke else {
-    "A": (100, 400, 1600), "B": (400,), "C": (400,)
+HORIZONS: dict[str, tuple[int, ...]] = {
+    "A": (100, 400, 1600), "B": (400,), "C": (400,),
+    "cnn": (60,), "cnn+bn": (60,), "gru": (60,), "transformer": (60,),
+    "5000 weights": (60,), "3 scalars": (60,),
 }  # fmt: skip
-CHECKED = 5 if options.smoke else 60  # steps of the comparison in float64
+if not fashion_mnist.DEBIAN.is_dir():
+    print(f"There is no {fashion_mnist.DEBIAN}: the workloads on Fashion-MNIST are left out.")
+    HORIZONS = {name: HORIZONS[name] for name in "ABC"}
+if options.smoke:
+    HORIZONS = dict.fromkeys(HORIZONS, (3,))
+if options.only:
+    HORIZONS = {name: HORIZONS[name] for name in options.only}
+CHECKED = 3 if options.smoke else 60  # steps of the comparison in float64
+CHECKED_NET = 3 if options.smoke else 10
 BATCH, EPS = 64, 1e-12  # a tiny eps: higher adds it before Adam's bias correction, torch after it
+SCALARS = {"lr": 0.1, "momentum": 0.9, "l2": 1e-3}
 VALUES = {
-    "A": {"lr": 0.1, "momentum": 0.9, "l2": 1e-3},
+    **dict.fromkeys(HORIZONS, SCALARS),
     "B": {"w": 0.5},
     "C": {"lr": 1e-3, "momentum": 0.9, "l2": 1e-3},
+    "5000 weights": {"w": 0.5},
 }
+BATCHES: dict[str, int | None] = {
+    **dict.fromkeys(("A", "C", "cnn", "cnn+bn", "gru"), BATCH),
+    "transformer": 32, "B": None, "5000 weights": None, "3 scalars": None,
+}  # fmt: skip
 torch.set_num_threads(1)
 Gradient = dict[str, Tensor]
+
+
+class GRU(nn.Module):
+    """Reads a picture row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(28, 64, batch_first=True), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of pictures ``[n, 28, 28]``."""
+        out: Tensor = self.head(self.layer(x)[0][:, -1])
+        return out
+
+
+class Transformer(nn.Module):
+    """Reads a picture as a sequence of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
+        self.embed, self.head = nn.Linear(28, 64), nn.Linear(64, 10)
+        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of pictures ``[n, 28, 28]``."""
+        out: Tensor = self.head(self.body(self.embed(x)).mean(1))
+        return out
+
+
+def convolutions(norm: Callable[[int], nn.Module]) -> nn.Module:
+    """Return a network of two convolutions."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28)), nn.Conv2d(1, 16, 3, padding=1), norm(16), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), norm(32), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 49, 10),
+    )  # fmt: skip
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "cnn": lambda: convolutions(lambda _: nn.Identity()),
+    "cnn+bn": lambda: convolutions(nn.BatchNorm2d),
+    "gru": GRU,
+    "transformer": Transformer,
+    "5000 weights": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+    "3 scalars": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+}
 
 
 class Work:
@@ -64,20 +144,29 @@ class Work:
 
     def __init__(self, name: str, steps: int, dtype: torch.dtype = torch.float32) -> None:
         self.name, self.steps, self.dtype = name, steps, dtype
-        x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
-        x, noise = x.to(self.dtype) / 16, torch.Generator().manual_seed(1)
-        if self.name == "B":
+        self.weighted = "w" in VALUES[name]
+        noise = torch.Generator().manual_seed(1)
+        if name in NETS:
+            x, y = fashion_mnist.read().train
+            x, size = x.view(-1, 28, 28).to(dtype), 2000 if BATCHES[name] else 5000
+            y = y.clone()
+        else:
+            x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+            x, size = x.to(dtype) / 16, 1000
+        last = size + (797 if name not in NETS else 500)
+        if self.weighted:
             wrong = torch.rand(len(y), generator=noise) < 0.3
-            wrong[1000:] = False
+            wrong[size:] = False
             y = torch.where(wrong, torch.randint(0, 10, y.shape, generator=noise), y)
-        self.train, self.validation = (x[:1000], y[:1000]), (x[1000:], y[1000:])
-        size = None if self.name == "B" else BATCH
-        self.batches = Batches(self.train, name="train", batch_size=size)
+        self.train, self.validation = (x[:size], y[:size]), (x[size:last], y[size:last])
+        self.batches = Batches(self.train, name="train", batch_size=BATCHES[name])
 
     def model(self) -> nn.Module:
         """Return the same network at every call."""
         with torch.random.fork_rng():
             torch.random.manual_seed(0)
+            if self.name in NETS:
+                return NETS[self.name]().to(self.dtype)
             return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(self.dtype)
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
@@ -89,21 +178,22 @@ class Work:
         """Return the hyperparameters as leaves."""
         values = VALUES[self.name]
         full = {n: torch.tensor(v, dtype=self.dtype) for n, v in values.items()}
-        if self.name == "B":
-            full["w"] = full["w"].expand(1000).clone()
+        if self.weighted:
+            full["w"] = full["w"].expand(len(self.train[1])).clone()
         return {name: value.requires_grad_() for name, value in full.items()}
 
     def loss(self, output: Tensor, target: Tensor, hp: Gradient, params: list[Tensor]) -> Tensor:
         """Return the training loss, the L2 term in it."""
-        if self.name == "B":
+        if self.weighted:
             return (hp["w"] * cross_entropy(output, target, reduction="none")).mean()
         penalty = sum(p.square().sum() for p in params) / 2
         return cross_entropy(output, target) + hp["l2"] * penalty
 
-    def outer(self, model: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the validation loss."""
+    def outer(self, call: Callable[[Tensor], Tensor], module: nn.Module) -> Tensor:
+        """Return the validation loss, by a call of the module in evaluation mode."""
         x, y = self.validation
-        return cross_entropy(model(x), y)
+        module.eval()
+        return cross_entropy(call(x), y)
 
 
 def training(work: Work) -> Gradient:
@@ -118,13 +208,13 @@ def training(work: Work) -> Gradient:
     for t in range(work.steps):
         x, y = work.batch(t)
         optimizer.zero_grad()
-        if work.name == "B":
+        if work.weighted:
             (0.5 * cross_entropy(model(x), y, reduction="none")).mean().backward()  # type: ignore[no-untyped-call]
         else:
             cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
-        work.outer(model)
+        work.outer(model, model)
     return {}
 
 
@@ -154,7 +244,7 @@ def unroll(work: Work) -> Gradient:
         else:
             first = [beta * v + d if t else d for v, d in zip(first, g, strict=True)]
             params = [p - lr * v for p, v in zip(params, first, strict=True)]
-    found = torch.autograd.grad(work.outer(call), list(hp.values()))
+    found = torch.autograd.grad(work.outer(call, model), list(hp.values()))
     return dict(zip(hp, found, strict=True))
 
 
@@ -168,7 +258,7 @@ def higher_(work: Work) -> Gradient:
         override = {"lr": [hp["lr"]], "betas": [(hp["momentum"], 0.999)]}
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        if work.name == "A":
+        if not work.weighted:
             override = {"lr": [hp["lr"]], "momentum": [hp["momentum"]]}
     with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False, override=override) as (
         fmodel,
@@ -177,7 +267,7 @@ def higher_(work: Work) -> Gradient:
         for t in range(work.steps):
             x, y = work.batch(t)
             diffopt.step(work.loss(fmodel(x), y, hp, list(fmodel.parameters())))
-        found = torch.autograd.grad(work.outer(fmodel), list(hp.values()))
+        found = torch.autograd.grad(work.outer(fmodel, fmodel), list(hp.values()))
     return dict(zip(hp, found, strict=True))
 
 
@@ -195,31 +285,33 @@ def torchopt_(work: Work) -> Gradient:
         x, y = work.batch(t)
         optimizer.step(work.loss(model(x), y, hp, list(model.parameters())))
     known = {n: v for n, v in hp.items() if not (work.name == "C" and n == "momentum")}
-    return dict(
-        zip(known, torch.autograd.grad(work.outer(model), list(known.values())), strict=True)
-    )
+    found = torch.autograd.grad(work.outer(model, model), list(known.values()))
+    return dict(zip(known, found, strict=True))
 
 
-def ours(memory: str) -> Callable[[Work], Gradient]:
+def ours(memory: int | str, *, compiled: bool = False) -> Callable[[Work], Gradient]:
     """Return our reverse mode with this memory."""
-    kept: dict[Work, hd.Supervised] = {}
+    estimator = Reverse(memory, compile=compiled)
 
     def gradient(work: Work) -> Gradient:
-        if work not in kept:
-            kept[work] = supervised(work)
+        if work not in KEPT:
+            KEPT[work] = supervised(work)
         values: dict[str, object] = dict(VALUES[work.name])
-        if work.name == "B":
-            values = {"w": torch.full((1000,), 0.5, dtype=torch.double)}
-        return hypergradient(kept[work], values, estimator=Reverse(memory=memory))[1]
+        if work.weighted:
+            values = {"w": torch.full((len(work.train[1]),), 0.5, dtype=torch.double)}
+        return hypergradient(KEPT[work], values, estimator=estimator)[1]
 
     return gradient
 
 
+KEPT: dict[Work, hd.Supervised] = {}  # so that a work is traced once
+
+
 def supervised(work: Work) -> hd.Supervised:
     """Return the work as a ``Supervised``."""
-    rule: hd.optimizers.Optimizer = hd.optimizers.SGD(lr=0.1, momentum=0.9)
-    if work.name == "A":
-        rule = hd.optimizers.SGD(lr="lr", momentum="momentum", weight_decay="l2")
+    rule: hd.optimizers.Optimizer = hd.optimizers.SGD("lr", "momentum", weight_decay="l2")
+    if work.weighted:
+        rule = hd.optimizers.SGD(lr=0.1, momentum=0.9)
     elif work.name == "C":
         rule = hd.optimizers.Adam("lr", betas=("momentum", 0.999), weight_decay="l2", eps=EPS)
     return hd.Supervised(
@@ -229,16 +321,33 @@ def supervised(work: Work) -> hd.Supervised:
         train=work.train,
         validation=work.validation,
         steps=work.steps,
-        batch_size=None if work.name == "B" else BATCH,
-        weights="w" if work.name == "B" else None,
+        batch_size=BATCHES[work.name],
+        weights="w" if work.weighted else None,
     )
 
 
-CONTESTANTS: dict[str, Callable[[Work], Gradient]] = {"training": training, "unroll": unroll}
+def differentiable(contestant: Callable[[Work], Gradient]) -> Callable[[Work], Gradient]:
+    """Let a peer use the kernel of attention that has a second derivative."""
+
+    def run(work: Work) -> Gradient:
+        with sdpa_kernel(SDPBackend.MATH):
+            return contestant(work)
+
+    return run
+
+
+CONTESTANTS: dict[str, Callable[[Work], Gradient]] = {
+    "training": training,
+    "unroll": differentiable(unroll),
+}
 for package, peer in (("higher", higher_), ("torchopt", torchopt_)):
     if importlib.util.find_spec(package) is not None:
-        CONTESTANTS[package] = peer
-CONTESTANTS |= {f"Reverse({m!r})": ours(m) for m in ("activations", "all", "sqrt")}
+        CONTESTANTS[package] = differentiable(peer)
+CONTESTANTS |= {f"Reverse({m!r})": ours(m) for m in ("auto", "activations", "all", "sqrt")}
+if options.compile or (options.memory_of and "compile" in options.memory_of[0]):
+    CONTESTANTS |= {
+        f"Reverse({m!r}, compile=True)": ours(m, compiled=True) for m in ("all", "sqrt")
+    }
 
 
 def milliseconds(contestant: Callable[[Work], Gradient], work: Work) -> float:
@@ -252,7 +361,7 @@ def error(contestant: str, name: str) -> float | None:
     """Return the relative error in float64, over all derivatives together."""
     if contestant == "training":
         return None
-    work = Work(name, CHECKED, torch.float64)
+    work = Work(name, CHECKED_NET if name in NETS else CHECKED, torch.float64)
     exact, found = unroll(work), CONTESTANTS[contestant](work)
     wrong = sum(float((found[n] - exact[n]).square().sum()) for n in found)
     size = sum(float(exact[n].square().sum()) for n in found)
@@ -275,10 +384,16 @@ def memory_of(contestant: str, name: str, steps: int) -> float:
 
 if options.memory_of:
     measured, of, length = options.memory_of
+    CONTESTANTS.setdefault("Reverse(20)", ours(20))
     CONTESTANTS[measured](Work(of, 50))  # imports, and a trace where there is one
     before = peak(reset=True)
     CONTESTANTS[measured](Work(of, int(length)))
     print(peak() - before)
+    sys.exit()
+
+if options.long:
+    for steps in (1_000, 10_000, 100_000):
+        print(f"A, {steps} steps, Reverse(20): {memory_of('Reverse(20)', 'A', steps):.1f} MB")
     sys.exit()
 
 table = Table(
@@ -307,7 +422,9 @@ for name, horizons in HORIZONS.items():
                 f"{statistics.median(column):.2f}",
                 f"{median:.2f}",
                 f"{low:.2f}-{high:.2f}",
-                f"{memory_of(contestant, name, steps):.0f}",
+                ""
+                if options.smoke and name != "A"
+                else f"{memory_of(contestant, name, steps):.0f}",
                 "" if wrong is None else f"{wrong:.0e}",
             )
         table.add_section()
