@@ -63,6 +63,8 @@ class Reverse:
             small networks, after a minute or more of compiling that pays over many runs. The code
             is kept for other processes in a folder of its own beside the temporary files, or where
             ``TORCHINDUCTOR_CACHE_DIR`` says. Needs a C++ compiler.
+        offload: Whether the states that are kept of a run on a GPU go to pinned memory of the host,
+            whose size ``"auto"`` then looks at. No records are kept.
 
     Raises:
         TrainingError: A setting that is none of these.
@@ -70,13 +72,14 @@ class Reverse:
     Example:
         >>> import hyperopt_dl as hd
         >>> hd.hypergrad.Reverse(memory="sqrt")
-        Reverse(memory='sqrt', last=None, spill=None, compile=False)
+        Reverse(memory='sqrt', last=None, spill=None, compile=False, offload=False)
     """
 
     memory: Memory = "auto"
     last: int | None = None
     spill: str | os.PathLike[str] | None = None
     compile: bool = False
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if self.last is not None and (type(self.last) is not int or self.last < 1):
@@ -92,6 +95,11 @@ class Reverse:
             raise TrainingError(
                 f"spill= goes with a size such as memory='4GiB', which says what stays in memory; "
                 f"got memory={self.memory!r}."
+            )
+        if self.offload and self.memory == "activations":
+            raise TrainingError(
+                "offload=True moves states to the host, got memory='activations', which keeps "
+                "records. Use memory='all', 'sqrt', a number of snapshots, a size or 'auto'."
             )
 
     def __call__(
@@ -120,12 +128,12 @@ class Reverse:
             case "activations":
                 return _Plan(trajectory.keep_all(steps, start=start), InMemory(), recording=True)
             case "all":
-                return _Plan(trajectory.keep_all(steps, start=start), InMemory())
+                return _Plan(trajectory.keep_all(steps, start=start), self._in_memory())
             case int(slots):
-                return _Plan(trajectory.binomial(steps, slots, start=start), InMemory())
-        record = run.recorded_bytes()
+                return _Plan(trajectory.binomial(steps, slots, start=start), self._in_memory())
+        record = None if self.offload else run.recorded_bytes()
         if self.memory == "sqrt" and record is None:
-            return _Plan(trajectory.square_root(steps, start=start), InMemory())
+            return _Plan(trajectory.square_root(steps, start=start), self._in_memory())
         state = _state_bytes(run)
         if self.memory == "sqrt":
             light = record is not None and record <= LIGHT * state
@@ -149,7 +157,7 @@ class Reverse:
             everything = trajectory.keep_all(steps, start=start)
             return _Plan(everything, InMemory(), recording=True, text="records of all steps")
         if self.spill is not None:
-            snapshots = TwoLevel(Path(self.spill), budget)
+            snapshots = TwoLevel(Path(self.spill), budget, offload=self.offload)
             return _Plan(
                 trajectory.keep_all(steps, start=start), snapshots, text="all states, some on disk"
             )
@@ -157,12 +165,16 @@ class Reverse:
         each = record if record is not None and light else state
         schedule = trajectory.for_budget(steps, each, budget, start=start)
         most = max(0, budget // max(each, 1) - 1)
-        return _Plan(schedule, InMemory(), recording=light, text=f"up to {most} snapshots")
+        return _Plan(schedule, self._in_memory(), recording=light, text=f"up to {most} snapshots")
 
     def _budget(self, run: WholeStep) -> int:
         if self.memory == "auto":
-            return int(AUTO_SHARE * available_bytes(run.device))
+            place = torch.device("cpu") if self.offload else run.device
+            return int(AUTO_SHARE * available_bytes(place))
         return budget_bytes(str(self.memory))
+
+    def _in_memory(self) -> InMemory:
+        return InMemory(offload=self.offload)
 
 
 @dataclass(frozen=True)

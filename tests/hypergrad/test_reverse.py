@@ -459,6 +459,9 @@ SETTINGS: dict[str, Callable[[int, Path], Reverse]] = {
     "two states and a folder": lambda size, folder: Reverse(f"{2 * size} B", spill=folder),
     "only a folder": lambda size, folder: Reverse("0 B", spill=str(folder)),
     "auto and a folder": lambda size, folder: Reverse(spill=folder),
+    "offloaded": lambda size, folder: Reverse("all", offload=True),
+    "auto, offloaded": lambda size, folder: Reverse(offload=True),
+    "a folder, offloaded": lambda size, folder: Reverse("0 B", spill=folder, offload=True),
 }
 
 
@@ -472,6 +475,17 @@ def test_every_setting_of_memory_gives_the_same_bits(
     found = hypergradient(training, ALL, estimator=SETTINGS[setting](size, tmp_path), seed=2)
     assert_same_answer(found, expected)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("memory", ["all", "sqrt", 3, "auto"])
+def test_states_in_the_memory_of_the_host_give_the_same_bits(memory: Memory, path: str) -> None:
+    training, _ = kept("dropout", path)
+    settings: dict[str, Any] = {"seed": 2, "device": "cuda"}
+    on_device = hypergradient(training, ALL, estimator=Reverse("all"), **settings)
+    found = hypergradient(training, ALL, estimator=Reverse(memory, offload=True), **settings)
+    assert_same_answer(found, on_device)
 
 
 @functools.cache
@@ -551,6 +565,7 @@ def test_states_that_are_too_big_for_the_memory_are_an_error_that_says_how_much_
         ({"memory": "sqrt", "spill": "."}, "spill= goes with a size .* got memory='sqrt'"),
         ({"memory": "all", "spill": "."}, "spill= goes with a size .* got memory='all'"),
         ({"memory": 3, "spill": "."}, "spill= goes with a size .* got memory=3"),
+        ({"memory": "activations", "offload": True}, "offload=True moves states to the host"),
     ],
     ids=str,
 )
