@@ -67,12 +67,15 @@ class Batches:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
 
-    def at(self, seed: int, t: int, device: torch.device) -> Batch:
-        """Return the batch of step ``t`` of the run with this seed, on ``device``."""
+    def at(self, seed: int, t: int, device: torch.device, *, shared: bool = False) -> Batch:
+        """Return the batch of step ``t`` of the run with this seed, on ``device``.
+
+        ``shared`` spares the copy where a batch is the whole set: nobody may write into it then.
+        """
         epoch, position = divmod(t, self.steps_per_epoch)
         order = _order(self.size, (seed, epoch) if self._shuffled else None, device)
         if not self._shuffled:
-            return self._take(order, device, whole=True)
+            return self._take(order, device, whole=True, shared=shared)
         start = position * self.batch_size
         return self._take(order[start : start + self.batch_size], device)
 
@@ -85,8 +88,12 @@ class Batches:
         for index in torch.split(order, size):
             yield self._take(index, device)
 
-    def _take(self, index: Tensor, device: torch.device, *, whole: bool = False) -> Batch:
-        if self.in_memory:
+    def _take(
+        self, index: Tensor, device: torch.device, *, whole: bool = False, shared: bool = False
+    ) -> Batch:
+        if self.in_memory and whole and shared:
+            parts = self._on(device)
+        elif self.in_memory:
             # Copies in either case: a model may write into its input.
             parts = tuple(part.clone() if whole else part[index] for part in self._on(device))
         else:

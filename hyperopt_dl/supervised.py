@@ -212,9 +212,10 @@ class Supervised:
         """Return the context in which everything random of step ``t`` is drawn."""
         return seeded(derive(int(state["seed"]), "step", t), state["params"].device)
 
-    def batch(self, state: State, t: int) -> Batch:
-        """Return the batch of step ``t``, on the device of the state."""
-        return self._train.at(int(state["seed"]), t, state["params"].device)
+    def batch(self, state: State, t: int, *, shared: bool = False) -> Batch:
+        """Return the batch of step ``t`` where the state is; ``shared`` as for ``Batches.at``."""
+        device = state["params"].device
+        return self._train.at(int(state["seed"]), t, device, shared=shared)
 
     def inner_loss(
         self, network: Network, weights: Weights, batch: Batch, hparams: HParams

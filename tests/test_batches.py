@@ -289,3 +289,14 @@ def test_an_example_that_is_no_pair_is_an_error(example: Any, got: str) -> None:
     assert f"An example of train must be a tuple (input, ..., target), got {got}." in str(
         caught.value
     )
+
+
+def test_only_a_whole_batch_that_is_shared_is_the_data_themselves() -> None:
+    x, y = torch.arange(6.0).view(6, 1), torch.arange(6)
+    whole = Batches((x, y), name="train")
+    assert whole.at(0, 3, torch.device("cpu"), shared=True).inputs[0] is x
+    copy = whole.at(0, 3, torch.device("cpu")).inputs[0]
+    assert torch.equal(copy, x)
+    assert copy.data_ptr() != x.data_ptr()
+    part = Batches((x, y), name="train", batch_size=6).at(0, 3, torch.device("cpu"), shared=True)
+    assert part.inputs[0].data_ptr() != x.data_ptr()

@@ -121,14 +121,14 @@ def _sgd(rule: SGD, step: Step, x_bar: Tensor, slots_bar: Vectors) -> Pulled:
     lr, mu, decay = options["lr"], options["momentum"], options["weight_decay"]
     found, before = {}, {}
     if "momentum_buffer" not in slots:
-        d_bar = _scaled(x_bar, lr, -1)
+        d_bar = _scaled(x_bar, -lr)
         if "lr" in wanted:
             found["lr"] = -_inner(lr, x_bar, penalised(x, g, decay, maximize=rule.maximize))
     else:
         b, b_after = slots["momentum_buffer"], after["momentum_buffer"]
         b_bar = slots_bar.get("momentum_buffer")
         ahead = lr * mu if rule.nesterov else lr  # how b' enters x'
-        b_bar = _scaled(x_bar, ahead, -1) if b_bar is None else add_scaled(b_bar, -ahead, x_bar)
+        b_bar = _scaled_sum(b_bar, x_bar, -ahead)
         d_bar = add_scaled(b_bar, -lr, x_bar) if rule.nesterov else b_bar
         if "lr" in wanted:
             moved = b_after
@@ -163,23 +163,20 @@ def _adam(rule: Adam | AdamW, step: Step, x_bar: Tensor, slots_bar: Vectors) -> 
     q = x_bar / delta
     r = q * after["exp_avg"]
     rho_bar = r / delta * (lr / c1)
-    v_bar = (rho_bar / rho).masked_fill_(rho == 0, 0) / (2 * c2)
-    m_bar = q * (-lr / c1)
+    v_bar = (rho_bar / rho).masked_fill_(rho == 0, 0)
+    m_bar = _scaled_sum(slots_bar.get("exp_avg"), q, -lr / c1)
+    v_bar = _scaled_sum(slots_bar.get("exp_avg_sq"), v_bar, 0.5 / c2)
     found = {}
     if "lr" in wanted:
-        found["lr"] = -_total(lr, r / c1)
+        found["lr"] = _total(lr, r, -1 / c1)
     if "beta1" in wanted:
-        found["beta1"] = -_total(beta1, r * (lr * slope1 / (c1 * c1)))
+        through_c1 = _total(beta1, r, lr * slope1 / (c1 * c1))
+        found["beta1"] = _inner(beta1, m_bar, m - d) - through_c1
     if "beta2" in wanted:
-        found["beta2"] = _inner(beta2, rho_bar, rho * (slope2 / (2 * c2)))
+        through_c2 = _inner(beta2, rho_bar, rho * (slope2 / (2 * c2)))
+        found["beta2"] = _inner(beta2, v_bar, torch.addcmul(v, d, d, value=-1)) + through_c2
     if "eps" in wanted:
         found["eps"] = _total(options["eps"], rho_bar)
-    if slots_bar:
-        m_bar, v_bar = m_bar + slots_bar["exp_avg"], v_bar + slots_bar["exp_avg_sq"]
-    if "beta1" in wanted:
-        found["beta1"] += _inner(beta1, m_bar, m - d)
-    if "beta2" in wanted:
-        found["beta2"] += _inner(beta2, v_bar, torch.addcmul(v, d, d, value=-1))
     d_bar = add_scaled(m_bar * (1 - beta1), 2 * (1 - beta2), d * v_bar)
     before = {"exp_avg": _scaled(m_bar, beta1), "exp_avg_sq": _scaled(v_bar, beta2)}
     if not decoupled:
@@ -233,9 +230,14 @@ def _correction(beta: Value, t: int) -> tuple[Any, Any]:
     return (1 - exact ** (t + 1)).to(beta.dtype), ((t + 1) * exact**t).to(beta.dtype)
 
 
-def _scaled(x: Tensor, a: Value, sign: int = 1) -> Tensor:
-    """``± a x`` in the dtype of x."""
-    return (x * (a if sign == 1 else -a)).to(x.dtype)
+def _scaled(x: Tensor, a: Value) -> Tensor:
+    """``a x`` in the dtype of x."""
+    return (x * a).to(x.dtype)
+
+
+def _scaled_sum(x: Tensor | None, y: Tensor, a: Value) -> Tensor:
+    """``x + a y``, where x may be missing."""
+    return _scaled(y, a) if x is None else add_scaled(x, a, y)
 
 
 def _inner(option: Value, a: Tensor, b: Tensor) -> Tensor:
@@ -243,6 +245,8 @@ def _inner(option: Value, a: Tensor, b: Tensor) -> Tensor:
     return a * b if isinstance(option, Tensor) else torch.dot(a, b).double()
 
 
-def _total(option: Value, a: Tensor) -> Tensor:
-    """The adjoint of an option whose effect is ``a · dλ``, in the option's shape."""
-    return a if isinstance(option, Tensor) else a.sum().double()
+def _total(option: Value, a: Tensor, factor: Value = 1.0) -> Tensor:
+    """The adjoint of an option whose effect is ``factor a · dλ``, in the option's shape."""
+    vector = isinstance(option, Tensor) or isinstance(factor, Tensor)
+    total = a * factor if vector else a.sum().double() * factor
+    return total if isinstance(option, Tensor) or not vector else total.sum().double()

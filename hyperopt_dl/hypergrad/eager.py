@@ -70,6 +70,8 @@ class Eager:
 
     draws = True
     """Whether a step draws random numbers; here that is not known."""
+    writes = True
+    """Whether a step writes into what it is given; here that is not known."""
 
     def __init__(self, loss: Loss, *, wrt: Sequence[int] = (), recurrent: bool = False) -> None:
         self._loss = loss

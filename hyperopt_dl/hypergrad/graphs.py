@@ -53,6 +53,8 @@ class Graphs:
     """How many of A's outputs are g and aux; the others are saved."""
     draws: bool
     """Whether a step draws random numbers."""
+    writes: bool
+    """Whether a step writes into what it is given."""
 
     def compiled(self) -> "Graphs":
         """Return the same graphs, each compiled when it is first replayed."""
@@ -141,6 +143,7 @@ def split(joint: fx.GraphModule) -> Graphs:
         H=program(joint, both, (u, *inputs), second),
         outputs=len(first),
         draws=any(map(draws, early)),
+        writes=any(memory[target] in {u, *inputs} for node in nodes for target in written_by(node)),
     )
 
 

@@ -72,8 +72,10 @@ class SplitStep(WholeStep):
         self._options = RunOptions(
             training.optimizer, self._network.layout, state["params"], self.gathered
         )
+        self._shared = False
         self._used = self._used_by_the_loss(state)
         self._derivatives = self._choose(state, compile)
+        self._shared = self._only_reads(state)
 
     def advance(self, state: State, t: int) -> State:
         """Return s[t + 1], without a graph."""
@@ -158,7 +160,7 @@ class SplitStep(WholeStep):
     def _tensors(self, state: State, t: int) -> tuple[Tensor, ...]:
         """Return everything but the parameters that the loss of step t may depend on."""
         weights = unpack(state)
-        batch = self._supervised.batch(state, t)
+        batch = self._supervised.batch(state, t, shared=self._shared)
         return (
             *weights.frozen.values(),
             *weights.buffers.values(),
@@ -223,6 +225,12 @@ class SplitStep(WholeStep):
             )
         derivatives: Eager | Traced = known[key]
         return derivatives
+
+    def _only_reads(self, state: State) -> bool:
+        """Return whether the step is known to leave the batch that it is given as it is."""
+        if not self._supervised.in_memory:
+            return False
+        return not self._derivatives.at(state["params"], self._tensors(state, 0)).writes
 
     def _example(self, state: State, t: int) -> Example:
         """Return an input of the derivatives that differs from those of other t in everything."""

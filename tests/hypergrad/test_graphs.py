@@ -65,6 +65,15 @@ def test_what_is_saved_are_values_of_the_first_pass_that_the_second_reads() -> N
     torch.testing.assert_close(activation, vector(4).exp())
 
 
+def test_a_graph_knows_whether_it_writes_into_its_inputs() -> None:
+    def joint(u: Tensor, x: Tensor, c: Tensor) -> Result:
+        g = x * c.view(2, 2).relu_().view(4)
+        return (g,), (u * x,)
+
+    assert traced(joint, vector(2)).writes
+    assert not traced(exponential, vector(2)).writes
+
+
 def test_a_replay_records_nothing() -> None:
     graphs, x = traced(exponential, vector(2)), vector(4).requires_grad_()
     g, aux, saved = graphs.linearize(x, (vector(5),))

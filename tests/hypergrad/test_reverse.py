@@ -905,6 +905,18 @@ class Custom(nn.Module):
 
 
 @pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("memory", ["activations", "all"])
+def test_a_layer_that_works_in_place_leaves_the_data_as_they_were(memory: Memory) -> None:
+    x, y = vectors()
+    model = fresh(lambda: nn.Sequential(nn.ReLU(inplace=True), mlp()))
+    before = x.clone()
+    training = supervised(model, (x, y), vectors(1), batch_size=None)
+    found = hypergradient(training, {"lr": 0.1}, estimator=Reverse(memory), seed=2)
+    assert torch.equal(x, before)
+    assert_close(found, unroll(training, {"lr": 0.1}, seed=2), 1e-10)
+
+
+@pytest.mark.usefixtures("path")
 def test_a_straight_through_estimator_is_differentiated_as_it_is() -> None:
     model = fresh(lambda: mlp(nn.Tanh(), Custom(StraightThrough)))
     training = supervised(model, vectors(), vectors(1))
