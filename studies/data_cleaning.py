@@ -1,6 +1,6 @@
 """Find wrong labels by the derivative of the validation loss in a weight for each example.
 
-    python studies/data_cleaning.py                 4 bounds, 3 seeds: some 15 minutes of CPU time
+    python studies/data_cleaning.py                 4 bounds, 3 seeds: some minutes of CPU time
     python studies/data_cleaning.py                 again: goes on where it was, shows the table
     python studies/data_cleaning.py --hidden 300 --bounds 1500 --seeds 1     a two-layer network
     python studies/data_cleaning.py --paper         the published lengths: days on a CPU
@@ -17,8 +17,8 @@ ones (the baseline), on the validation set alone, and on what is left if a netwo
 validation set discards what it doubts. The gap is from the baseline to the oracle; F1 is that of
 "discarded" as a guess of "wrong".
 
-``--figures FOLDER`` draws the run with the first seed and the bound nearest to 1500. The pictures come from
-Debian's package ``dataset-fashion-mnist`` or from ``--data``.
+``--figures FOLDER`` draws the run with the first seed and the bound nearest to 1500. The data come
+from Debian's package ``dataset-fashion-mnist`` or from ``--data``.
 """
 
 import argparse
@@ -136,15 +136,18 @@ def clean(data: Data, bound: float, seed: int) -> Tensor:
         steps=lengths.steps,
         weights="weights",
     )
-    constraint = hd.constraints.sum_at_most(bound)
-    weights = torch.full((EXAMPLES,), bound / EXAMPLES)
-    descent = torch.optim.Adam([weights], lr=lengths.hyper_lr)
-    for _ in range(lengths.moves):
-        _, gradient = hd.hypergradient(training, {"weights": weights.clone()}, seed=seed)
-        weights.grad = gradient["weights"].to(weights)
-        descent.step()
-        weights.copy_(constraint.project(weights, 0.0, 1.0))
-    return weights.detach()
+    weights = hd.Array(
+        EXAMPLES,
+        low=0.0,
+        high=1.0,
+        init=bound / EXAMPLES,
+        constraint=hd.constraints.sum_at_most(bound),
+    )
+    tuner = hd.Hypergradient(optimizer="adam", lr=lengths.hyper_lr)
+    study = hd.Study(hd.Space(weights=weights), tuner=tuner, seed=seed)
+    study.optimize(training, n_trials=1 + lengths.moves)
+    last: Tensor = study.params(lengths.moves)["weights"]
+    return last
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
