@@ -2,7 +2,7 @@
 
     python studies/data_cleaning.py                 4 bounds, 3 seeds: some minutes of CPU time
     python studies/data_cleaning.py                 again: goes on where it was, shows the table
-    python studies/data_cleaning.py --hidden 300 --bounds 1500 --seeds 1     a two-layer network
+    python studies/data_cleaning.py --hidden 64 --bounds 1500 --seeds 1      a two-layer network
     python studies/data_cleaning.py --paper         the published lengths: days on a CPU
     python studies/data_cleaning.py --smoke         a tiny run that leaves no file
 
@@ -369,8 +369,8 @@ def share(chosen: Tensor, among: Tensor) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def closed(runs: Sequence[dict[str, Any]]) -> list[float]:
@@ -414,7 +414,7 @@ for label, runs in rows.items():
         cells += [f"{statistics.mean(run['seconds'] for run in runs):.0f}"]
     table.add_row(label, *cells)
 console.print(table)
-console.print(f"Mean ± standard deviation of {len(SEEDS)} seed(s). {lengths}")
+console.print(f"Mean ± standard deviation, {len(SEEDS)} seed(s). {lengths}")
 
 shown = min(BOUNDS, key=lambda bound: abs(bound - 0.3 * EXAMPLES))
 print_mistakes(shown)
