@@ -26,7 +26,7 @@ def test_the_public_names_are_those_promised() -> None:
     ("module", "names"),
     [
         (hd.executors, {"Serial", "Processes", "Executor", "Pool", "Finished"}),
-        (hd.hypergrad, {"Reverse", "Estimator", "hypergradient"}),
+        (hd.hypergrad, {"Reverse", "Constant", "Estimator", "hypergradient"}),
         (
             hd.optimizers,
             {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "ClipNorm", "Optimizer", "Schedule"},

@@ -1,7 +1,8 @@
 """Hypergradients: the derivative of the outer loss of a training in its hyperparameters."""
 
+from hyperopt_dl.hypergrad.constant import Constant
 from hyperopt_dl.hypergrad.estimator import Estimator
 from hyperopt_dl.hypergrad.hypergradient import hypergradient
 from hyperopt_dl.hypergrad.reverse import Reverse
 
-__all__ = ["Estimator", "Reverse", "hypergradient"]
+__all__ = ["Constant", "Estimator", "Reverse", "hypergradient"]
