@@ -208,10 +208,14 @@ def kernels_with_second_derivatives(recurrent: bool) -> Iterator[None]:
 
 def explained(error: RuntimeError) -> TrainingError | None:
     """Return the error for an operator without a second derivative, if that is what it is."""
+    operator = lacking_operator(error)
+    return None if operator is None else no_second_derivative(operator)
+
+
+def lacking_operator(error: RuntimeError) -> str | None:
+    """Return the operator that autograd could not differentiate twice; None for another error."""
     operator = re.search(
         r"derivative for '?([\w:]+)'? is not implemented|(once_differentiable)|(CuDNN RNN)",
         str(error),
     )
-    if operator is None:
-        return None
-    return no_second_derivative(next(name for name in operator.groups() if name))
+    return next(name for name in operator.groups() if name) if operator else None

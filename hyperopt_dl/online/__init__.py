@@ -1,0 +1,11 @@
+"""Hyperparameters that are tuned while a network trains, inside the user's own training loop.
+
+A module and an optimizer of torch stay as they are; a tuner stands beside them like a scheduler::
+
+    tuner = ForwardTuner(optimizer, tune={"lr": Float(1e-5, 10, log=True)})
+"""
+
+from hyperopt_dl.online.forward_tuner import ForwardTuner
+from hyperopt_dl.online.history import Move
+
+__all__ = ["ForwardTuner", "Move"]

@@ -1,0 +1,170 @@
+"""What is tuned, as coordinates: from the user's names to numbers in ``optimizer.param_groups``.
+
+A name is an option, alone for all parameter groups together (``"lr"``), with the number of a group
+for that group alone (``"lr@0"``), and with an index for one of Adam's two betas (``"betas[0]"``,
+``"betas[1]@2"``). The coordinate u of a dimension with ``log=True`` is log λ, of any other λ in tenths
+of its interval. So a tangent in a log coordinate is that of a factor on λ.
+
+A torch scheduler marks the groups of its optimizer with ``"initial_lr"``. There the value that is
+tuned is the base rate, ``initial_lr * scale``, and the scheduler goes on by itself: the rate of a
+step is the scheduled one times the scale.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from hyperopt_dl.errors import SpaceError, TrainingError
+from hyperopt_dl.online.rules import Rule, options_of
+from hyperopt_dl.optimizers.options import check_option
+from hyperopt_dl.space import Float
+
+Group: TypeAlias = dict[str, Any]
+"""An entry of ``optimizer.param_groups``."""
+
+_NAME = re.compile(r"(?P<option>[a-z_]+)(\[(?P<index>[01])\])?(@(?P<group>\d+))?")
+_BETAS = {"0": "beta1", "1": "beta2"}
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One tuned hyperparameter.
+
+    Attributes:
+        name: As the user wrote it.
+        option: The option, ``betas[0]`` as beta1.
+        groups: The numbers of the parameter groups whose option it moves.
+        dimension: Where the values lie.
+    """
+
+    name: str
+    option: str
+    groups: tuple[int, ...]
+    dimension: Float
+
+    def slope(self, value: float) -> float:
+        """Return dλ/du at a value λ."""
+        return value if self.dimension.log else self._tenth
+
+    def moved(self, value: float, by: float) -> float:
+        """Return the value, ``by`` further along the coordinate and inside the bounds.
+
+        A move of 0 returns the very same number.
+        """
+        if by == 0:
+            return value
+        further = value * math.exp(by) if self.dimension.log else value + by * self._tenth
+        return min(max(further, self.dimension.low), self.dimension.high)
+
+    @property
+    def _tenth(self) -> float:
+        return (self.dimension.high - self.dimension.low) / 10
+
+
+def coordinates_of(
+    tune: Mapping[str, Float], optimizer: torch.optim.Optimizer, rule: Rule
+) -> tuple[Coordinate, ...]:
+    """Return the coordinates that ``tune`` names, in its order.
+
+    Raises:
+        TrainingError: A name is none, or two names move the same number.
+        SpaceError: A dimension is no continuous ``Float``, goes beyond what the option may be, or
+            does not hold the value that the optimizer starts with.
+    """
+    if not tune:
+        raise TrainingError("tune must name a hyperparameter, got none. Write tune={'lr': ...}.")
+    found = tuple(
+        _coordinate(name, dimension, optimizer.param_groups, rule)
+        for name, dimension in tune.items()
+    )
+    taken: dict[tuple[str, int], str] = {}
+    for coordinate in found:
+        for number in coordinate.groups:
+            other = taken.setdefault((coordinate.option, number), coordinate.name)
+            if other != coordinate.name:
+                raise TrainingError(
+                    f"Each number may be moved by one name only, got {other!r} and "
+                    f"{coordinate.name!r} for group {number}. Name each group by itself."
+                )
+    return found
+
+
+def read(group: Group, option: str, scale: float = 1.0) -> float:
+    """Return the value of an option; of a scheduled learning rate, the base rate."""
+    if option == "lr" and "initial_lr" in group:
+        return float(group["initial_lr"]) * scale
+    return float(options_of(group)[option])
+
+
+def write(group: Group, option: str, value: float) -> None:
+    """Set an option of a parameter group."""
+    if option in ("beta1", "beta2"):
+        beta1, beta2 = group["betas"]
+        group["betas"] = (value, beta2) if option == "beta1" else (beta1, value)
+    else:
+        group[option] = value
+
+
+def _coordinate(name: str, dimension: object, groups: Sequence[Group], rule: Rule) -> Coordinate:
+    parsed = _NAME.fullmatch(name)
+    option = parsed["option"] if parsed else name
+    if parsed and option == "betas" and parsed["index"]:
+        option = _BETAS[parsed["index"]]
+    elif parsed is None or parsed["index"] or option in _BETAS.values():
+        option = name
+    if parsed is None or option not in rule.options:
+        known = [_written(known) for known in rule.options]
+        raise TrainingError(
+            f"tune may name {', '.join(known)} for this optimizer, each alone or for one parameter "
+            f"group ('lr@0'), got {name!r}. Correct the name."
+        )
+    numbers = range(len(groups)) if parsed["group"] is None else (int(parsed["group"]),)
+    if numbers[-1] >= len(groups):
+        raise TrainingError(
+            f"{name!r} must name one of the optimizer's {len(groups)} parameter groups, counted "
+            f"from 0. Correct the number after the @."
+        )
+    coordinate = Coordinate(name, option, tuple(numbers), _checked(name, option, dimension, rule))
+    for number in numbers:
+        _check_start(coordinate, groups[number], number)
+    return coordinate
+
+
+def _checked(name: str, option: str, dimension: object, rule: Rule) -> Float:
+    if not isinstance(dimension, Float) or dimension.step is not None:
+        raise SpaceError(
+            f"Online tuning moves a number continuously: {name!r} needs a Float without a step, "
+            f"got {dimension!r}. Write Float(low, high, log=True)."
+        )
+    for bound in (dimension.low, dimension.high):
+        check_option("tune", name, bound, rule.options[option])
+    if option == "momentum" and dimension.low == 0:
+        raise SpaceError(
+            f"{name!r} needs low > 0, got {dimension!r}: torch keeps no buffer at momentum 0, and "
+            f"no derivative leads away from there. Start at a small positive number."
+        )
+    if dimension.low == dimension.high:
+        raise SpaceError(f"{name!r} needs low < high, got {dimension!r}. Leave it out of tune.")
+    return dimension
+
+
+def _check_start(coordinate: Coordinate, group: Group, number: int) -> None:
+    raw = options_of(group)[coordinate.option]
+    if isinstance(raw, torch.Tensor):
+        raise TrainingError(
+            f"{coordinate.name!r} must be a plain number in group {number} of the optimizer, got a "
+            f"tensor. Give the optimizer a float."
+        )
+    if not coordinate.dimension.contains(value := read(group, coordinate.option)):
+        raise SpaceError(
+            f"{coordinate.name!r} must start inside {coordinate.dimension!r}, got {value!r} in "
+            f"group {number} of the optimizer. Widen the bounds, or start elsewhere."
+        )
+
+
+def _written(option: str) -> str:
+    return {"beta1": "betas[0]", "beta2": "betas[1]"}.get(option, option)

@@ -1,0 +1,365 @@
+"""Hyperparameters that tune themselves while a network trains, by exact forward mode.
+
+Tangents Z, the derivatives of the weights in the hyperparameters, go along with the training
+(Franceschi et al. 2017, sections 3.2 and 3.3): ``Z' = A Z + B``, A and B the derivatives of one
+optimizer step in its state and in the hyperparameters. The hypergradient of a validation loss E is
+``∇E · Z``.
+
+Letters: Z tangents, E validation loss, m coordinates, p parameters of a group.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.online.block import Block
+from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, write
+from hyperopt_dl.online.gradients import Gradients
+from hyperopt_dl.online.history import Move, figure, packed, unpacked
+from hyperopt_dl.online.hooks import around_steps
+from hyperopt_dl.online.moves import Moments, at_rest, next_move
+from hyperopt_dl.online.products import gradient, product
+from hyperopt_dl.online.rules import options_of, rule_of
+from hyperopt_dl.online.snapshot import Snapshot, put_back, taken
+from hyperopt_dl.space import Float
+
+BACK_OFF = math.log(4.0)
+"""How far the learning rates go down when the weights are put back, in log λ."""
+
+
+class ForwardTuner:
+    """Tune the options of a ``torch.optim`` optimizer during one training run (RTHO).
+
+    ``tuner.backward(loss)`` takes the place of ``loss.backward()``: it fills ``.grad`` with the
+    same numbers, and takes one Hessian–vector product a hyperparameter along. ``optimizer.step()``
+    carries the tangents through the step. ``tuner.step(validation_loss)`` moves the hyperparameters
+    in ``optimizer.param_groups`` against the derivative of that loss: Adam in the coordinates of
+    their dimensions, log λ where ``log=True``. Model and optimizer stay as they are.
+
+    A loss, a tangent or a hypergradient that is not finite puts the weights and the optimizer's
+    state back to where the last move was made, or to the start, divides the tuned learning rates
+    by 4 and sets the tangents to zero; so does a training loss that is ``explosion`` times the
+    first one. With ``hyper_lr=0`` nothing is touched, and training is what it is without a tuner.
+
+    The optimizer is SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim`` itself. A torch
+    scheduler may run beside: the tuner then moves the base rate, and each step takes the scheduled
+    rate times the same factor. Costs of a step: about 1.2 plain steps a hyperparameter, none with
+    ``discount=0``; memory for ``m`` copies of parameters and slots, twice that of the parameters.
+
+    Args:
+        optimizer: Knows all parameters that the loss depends on and that are to be trained.
+        tune: Names to dimensions: ``"lr"``, ``"momentum"``, ``"weight_decay"``, ``"betas[0]"`` ...
+            move the groups together, ``"lr@0"`` group 0 alone. They start at the optimizer's
+            values.
+        hyper_lr: About the length of a move, in log λ or in tenths of a linear interval.
+        discount: What the tangents are multiplied with at each step: 1 is the derivative of the
+            whole run (RTHO), 0 that of the last step alone, without second derivatives; between
+            them is the damped recursion of MARTHE (Donini et al. 2020).
+        clip: The largest norm of a hypergradient that counts.
+        trust: The longest move of a coordinate.
+        explosion: How many times the first training loss is taken as divergence.
+
+    Raises:
+        TrainingError: The optimizer is of another kind, or an argument or a name is wrong.
+        SpaceError: A dimension cannot be tuned, or does not hold the optimizer's value.
+
+    Attributes:
+        steps: Calls of ``optimizer.step()`` so far.
+        history: The moves so far.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        >>> tuner = ForwardTuner(optimizer, tune={"lr": Float(1e-5, 10, log=True)})
+        >>> x, y = torch.ones(8, 3), torch.ones(8, 1)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     tuner.backward(torch.nn.functional.mse_loss(model(x), y))
+        ...     optimizer.step()
+        ...     if tuner.steps % 10 == 0:
+        ...         tuner.step(torch.nn.functional.mse_loss(model(x), y))
+        >>> len(tuner.history)
+        2
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        tune: Mapping[str, Float],
+        hyper_lr: float = 0.1,
+        discount: float = 1.0,
+        *,
+        clip: float = 1.0,
+        trust: float = 0.5,
+        explosion: float = 4.0,
+    ) -> None:
+        _check(hyper_lr, discount, clip, trust, explosion)
+        self._rule = rule_of(optimizer)
+        self.optimizer = optimizer
+        self.coordinates = coordinates_of(tune, optimizer, self._rule)
+        self.hyper_lr, self.discount = hyper_lr, discount
+        self._clip, self._trust, self._explosion = clip, trust, explosion
+        self.steps = 0
+        self.history: list[Move] = []
+        m = len(self.coordinates)
+        self._blocks = [
+            Block([p for p in group["params"] if p.requires_grad], self._rule, m)
+            for group in optimizer.param_groups
+        ]
+        self._params = [param for block in self._blocks for param in block.params]
+        self._gradients = Gradients(self._params)
+        self._moments = at_rest(m)
+        self._scales = [1.0] * len(self._blocks)
+        self._first_loss: float | None = None
+        self._good: Snapshot | None = taken(optimizer) if hyper_lr else None
+        self._since_reset = 0
+        self._scheduled: dict[int, float] = {}
+        around_steps(optimizer, self._before_step, self._after_step)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the training loss to ``.grad``, and carry its tangents along.
+
+        Several calls before one ``optimizer.step()`` accumulate, as with ``loss.backward()``. A
+        loss that is not finite or exploded puts the weights back; ``.grad`` is then ``None``, and
+        the following ``optimizer.step()`` does nothing.
+
+        Raises:
+            TrainingError: The loss is no number with a graph, depends on trained parameters that
+                the optimizer does not have, or has no second derivative; or ``.grad`` was changed
+                since the last call.
+        """
+        value = float(loss.detach()) if loss.numel() == 1 else math.nan
+        if self._first_loss is None and math.isfinite(value):
+            self._gradients.check_leaves(loss)
+            self._first_loss = abs(value)
+        if self.hyper_lr and loss.numel() == 1 and self._diverged(value):
+            self._fall_back(f"a training loss of {value:g}")
+            return
+        g = gradient(loss, self._params, graph=self.discount > 0)
+        stale = self._gradients.add(g)
+        for block, indices in zip(self._blocks, self._split(stale), strict=True):
+            for index, is_stale in enumerate(indices):
+                if is_stale:
+                    block.forget(index)
+        if self.discount > 0:
+            m = len(self.coordinates)
+            for row in range(m):
+                z = [view for block in self._blocks for view in block.along(row)]
+                found = product(g, self._params, z, last=row == m - 1)
+                for block, parts in zip(self._blocks, self._split(found), strict=True):
+                    block.gather(row, parts)
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Do what ``torch.nn.utils.clip_grad_norm_`` does, and carry the tangents through it.
+
+        Returns:
+            The norm of all gradients before, 0-dim.
+        """
+        eps = 1e-6  # torch's
+        parts = [param.grad for param in self._params]
+        rates = torch.zeros(len(self.coordinates), dtype=torch.double)
+        for block, own in zip(self._blocks, self._split(parts), strict=True):
+            rates += block.gathered_along(own).cpu()
+        norm = torch.nn.utils.get_total_norm([part for part in parts if part is not None])
+        scale = (max_norm / (norm + eps)).clamp(max=1.0)
+        if scale < 1 and self.discount > 0:
+            for block in self._blocks:
+                block.clip(rates / float(norm), norm, scale, eps)
+        torch.nn.utils.clip_grads_with_norm_(self._params, max_norm, norm)
+        self._gradients.mark()
+        return norm
+
+    def step(self, validation_loss: Tensor) -> None:
+        """Move the hyperparameters along the derivative of a validation loss.
+
+        Args:
+            validation_loss: At the present weights, on data that is neither trained nor tested on.
+
+        Raises:
+            TrainingError: The loss is no number with a graph.
+        """
+        value = float(validation_loss.detach()) if validation_loss.numel() == 1 else math.nan
+        e = gradient(validation_loss, self._params, graph=False)
+        h = self._hypergradient(e)
+        if self.hyper_lr and not all(map(math.isfinite, [value, *h])):
+            self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}")
+            return
+        if not self._since_reset:
+            return
+        if self.hyper_lr:
+            by, self._moments = next_move(
+                self._moments, h, hyper_lr=self.hyper_lr, clip=self._clip, trust=self._trust
+            )
+            self._move(by)
+            self._good = taken(self.optimizer)
+        self._record(h)
+
+    def get_last_lr(self) -> list[float]:
+        """Return the learning rate of each parameter group, as the next step takes it."""
+        return [
+            float(group["lr"]) * scale
+            for group, scale in zip(self.optimizer.param_groups, self._scales, strict=True)
+        ]
+
+    def plot(self) -> Any:
+        """Return a plotly figure of the hyperparameters over the steps."""
+        return figure(self.history, log={c.name: c.dimension.log for c in self.coordinates})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, beside the states of model and optimizer.
+
+        It holds the tangents and the last good weights, so it is larger than the model. Save it
+        between ``optimizer.step()`` and the next ``backward``.
+        """
+        return {
+            "names": [coordinate.name for coordinate in self.coordinates],
+            "steps": self.steps,
+            "since_reset": self._since_reset,
+            "tangents": [dict(block.dot) for block in self._blocks],
+            "moments": tuple(self._moments),
+            "scales": list(self._scales),
+            "first_loss": self._first_loss,
+            "good": None if self._good is None else tuple(self._good),
+            "history": packed(self.history),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a run where ``state_dict`` left it; model and optimizer load their own.
+
+        Raises:
+            TrainingError: The state is of a tuner with other hyperparameters or parameters.
+        """
+        names = [coordinate.name for coordinate in self.coordinates]
+        shapes = [tangents["x"].shape for tangents in state["tangents"]]
+        own = [block.dot["x"].shape for block in self._blocks]
+        if (state["names"], shapes) != (names, own):
+            raise TrainingError(
+                f"A state must be of a tuner of {names} with tangents of shapes {own}, got "
+                f"{state['names']} and {shapes}. Build model, optimizer and tuner as they were."
+            )
+        self.steps, self._since_reset = state["steps"], state["since_reset"]
+        self._scales, self._first_loss = list(state["scales"]), state["first_loss"]
+        self._moments, self.history = Moments(*state["moments"]), unpacked(state["history"])
+        for block, tangents in zip(self._blocks, state["tangents"], strict=True):
+            block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
+        if self.hyper_lr and state["good"] is not None:
+            self._good = Snapshot(*state["good"]).to(self.optimizer)
+
+    def _before_step(self) -> None:
+        """Carry the tangents through the step that the optimizer is about to make."""
+        self.steps += 1
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self._blocks):
+            raise TrainingError(
+                f"The optimizer must keep the {len(self._blocks)} parameter groups that it had, "
+                f"got {len(groups)}. Make a new ForwardTuner after add_param_group."
+            )
+        for number, (group, scale) in enumerate(zip(groups, self._scales, strict=True)):
+            if scale != 1:
+                self._scheduled[number] = group["lr"]
+                group["lr"] = group["lr"] * scale
+        if not self._gradients.ready(groups):
+            return
+        for number, (group, block) in enumerate(zip(groups, self._blocks, strict=True)):
+            seeds = self._seeds(number)
+            block.advance(self.optimizer.state, options_of(group), seeds, self.discount)
+        self._since_reset += 1
+
+    def _after_step(self) -> None:
+        for number, lr in self._scheduled.items():
+            self.optimizer.param_groups[number]["lr"] = lr
+        self._scheduled.clear()
+
+    def _seeds(self, number: int) -> dict[str, list[tuple[int, float]]]:
+        """Return which coordinate moves which option of a group, and how fast."""
+        group, scale = self.optimizer.param_groups[number], self._scales[number]
+        seeds = {}
+        for row, coordinate in enumerate(self.coordinates):
+            if number in coordinate.groups:
+                value = read(group, coordinate.option, scale)
+                slope = coordinate.slope(value)
+                if coordinate.option == "lr" and "initial_lr" in group:
+                    slope *= group["lr"] / value
+                seeds[coordinate.option] = [(row, slope)]
+        return seeds
+
+    def _hypergradient(self, e: Sequence[Tensor | None]) -> list[float]:
+        total = torch.zeros(len(self.coordinates), dtype=torch.double)
+        for block, own in zip(self._blocks, self._split(e), strict=True):
+            total += block.dotted(own).cpu()
+        return total.tolist()
+
+    def _move(self, by: Sequence[float]) -> None:
+        for coordinate, step in zip(self.coordinates, by, strict=True):
+            for number in coordinate.groups:
+                group = self.optimizer.param_groups[number]
+                value = read(group, coordinate.option, self._scales[number])
+                moved = coordinate.moved(value, step)
+                if coordinate.option == "lr" and "initial_lr" in group:
+                    self._scales[number] = moved / group["initial_lr"]
+                elif moved != value:
+                    write(group, coordinate.option, moved)
+
+    def _diverged(self, loss: float) -> bool:
+        first = self._first_loss
+        return not math.isfinite(loss) or (first is not None and loss > self._explosion * first)
+
+    def _fall_back(self, why: str) -> None:
+        """Put the last good weights back and lower the tuned learning rates."""
+        rates = [c for c in self.coordinates if c.option == "lr"]
+        before = self.get_last_lr()
+        self._move([_back_off(c) if c in rates else 0.0 for c in self.coordinates])
+        if self.get_last_lr() == before:
+            raise TrainingError(
+                f"Training diverged ({why}), and no tuned learning rate can go down further, got "
+                f"{before}. Tune 'lr', lower its bound, or start the optimizer with a lower one."
+            )
+        assert self._good is not None
+        put_back(self._good, self.optimizer)
+        self._gradients.mark()
+        for block in self._blocks:
+            block.reset()
+        self._moments, self._since_reset = at_rest(len(self.coordinates)), 0
+        self._record(None)
+
+    def _record(self, h: Sequence[float] | None) -> None:
+        gradients = {} if h is None else {
+            c.name: part for c, part in zip(self.coordinates, h, strict=True)
+        }  # fmt: skip
+        values = {}
+        for c in self.coordinates:
+            number = c.groups[0]
+            group = self.optimizer.param_groups[number]
+            values[c.name] = read(group, c.option, self._scales[number])
+        self.history.append(Move(self.steps, gradients, values, restored=h is None))
+
+    def _split(self, parts: Sequence[Any]) -> list[Sequence[Any]]:
+        """Return what belongs to each block of a sequence with one entry a parameter."""
+        split, begin = [], 0
+        for block in self._blocks:
+            end = begin + len(block.params)
+            split.append(parts[begin:end])
+            begin = end
+        return split
+
+
+def _back_off(coordinate: Coordinate) -> float:
+    dimension = coordinate.dimension
+    return -BACK_OFF if dimension.log else -2.5
+
+
+def _check(hyper_lr: float, discount: float, clip: float, trust: float, explosion: float) -> None:
+    if not 0 <= hyper_lr < math.inf:
+        raise TrainingError(f"hyper_lr must be a number >= 0, got {hyper_lr}. Try 0.1.")
+    if not (isinstance(discount, int | float) and 0 <= discount <= 1):
+        raise TrainingError(
+            f"discount must be a number from 0 (one step) to 1 (the whole run), got {discount!r}."
+        )
+    for name, value in (("clip", clip), ("trust", trust), ("explosion", explosion)):
+        if not 0 < value <= math.inf:
+            raise TrainingError(f"{name} must be a positive number, got {value}.")

@@ -1,0 +1,116 @@
+"""The plain gradients in ``.grad``, and a watch on who else writes to them.
+
+The tangents of the gradient are right for the gradient that was put into ``.grad``, and for no
+other. So whoever changes it between ``backward`` and ``optimizer.step()`` is found out: a tensor
+counts the writes to it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.online.products import Parts, outsiders
+
+
+class _Mark(NamedTuple):
+    grad: Tensor
+    version: int
+
+
+class Gradients:
+    """The ``.grad`` of the trained parameters.
+
+    Args:
+        params: The parameters.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._params = params
+        self._marks: list[_Mark | None] = [None] * len(params)
+        self._fresh = False
+
+    def check_leaves(self, loss: Tensor) -> None:
+        """Raise a TrainingError where ``loss.backward()`` would fill more than these gradients."""
+        if others := outsiders(loss, self._params):
+            raise TrainingError(
+                f"backward() fills the gradients of the optimizer's parameters only, but the loss "
+                f"depends on {len(others)} more tensors that require a gradient, of shapes "
+                f"{others[:3]}. Give them to the optimizer too, or set requires_grad_(False)."
+            )
+
+    def add(self, g: Parts) -> list[bool]:
+        """Add to ``.grad`` as ``backward()`` does; None where there is nothing to add.
+
+        Returns:
+            For each parameter, whether it had no gradient before, so that what was gathered for it
+            is to be forgotten.
+
+        Raises:
+            TrainingError: A gradient was changed since the last call.
+        """
+        stale = []
+        with torch.no_grad():
+            for param, mark, part in zip(self._params, self._marks, g, strict=True):
+                grad = param.grad
+                stale.append(grad is None or not _untouched(grad, mark))
+                if grad is not None and stale[-1] and bool(grad.count_nonzero()):
+                    raise _changed()
+                if part is not None:
+                    if part.is_sparse:
+                        raise TrainingError(
+                            "Online tuning needs dense gradients, got a sparse one. Use "
+                            "nn.Embedding(sparse=False)."
+                        )
+                    if grad is None:
+                        param.grad = part.detach().clone()
+                    else:
+                        grad += part
+        self.mark()
+        self._fresh = True
+        return stale
+
+    def mark(self) -> None:
+        """Take the gradients as they are now for right."""
+        grads = [param.grad for param in self._params]
+        self._marks = [None if grad is None else _Mark(grad, grad._version) for grad in grads]
+
+    def ready(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Say whether the optimizer has gradients to step with.
+
+        Raises:
+            TrainingError: They are not those of the last `add`.
+        """
+        grads = [param.grad for group in groups for param in group["params"]]
+        if all(grad is None for grad in grads):
+            return False
+        if not self._fresh:
+            raise TrainingError(
+                "optimizer.step() needs gradients of tuner.backward(loss), got others or those of "
+                "the step before. Call tuner.backward(loss) in place of loss.backward(), once or "
+                "more before each step."
+            )
+        own = [param.grad for param in self._params]
+        known = all(
+            (grad is None and mark is None)
+            or (grad is not None and mark is not None and _untouched(grad, mark))
+            for grad, mark in zip(own, self._marks, strict=True)
+        )
+        if not known or sum(g is not None for g in grads) != sum(g is not None for g in own):
+            raise _changed()
+        self._fresh = False
+        return True
+
+
+def _untouched(grad: Tensor, mark: _Mark | None) -> bool:
+    return mark is not None and grad is mark.grad and grad._version == mark.version
+
+
+def _changed() -> TrainingError:
+    return TrainingError(
+        "The gradients must reach optimizer.step() as tuner.backward() left them, but something "
+        "changed .grad in between. Clip with tuner.clip_grad_norm_(max_norm), scale the loss "
+        "instead of the gradients, and leave a GradScaler out (bfloat16 needs none)."
+    )
