@@ -30,6 +30,9 @@ from hyperopt_dl.space import Float
 BACK_OFF = math.log(4.0)
 """How far the learning rates go down when the weights are put back, in log λ."""
 
+CHAOS = 100.0
+"""The hypergradient, in multiples of the validation loss, beyond which it is not believed."""
+
 
 class ForwardTuner:
     """Tune the options of a ``torch.optim`` optimizer during one training run (RTHO).
@@ -186,7 +189,7 @@ class ForwardTuner:
         value = float(validation_loss.detach()) if validation_loss.numel() == 1 else math.nan
         e = gradient(validation_loss, self._params, graph=False)
         h = self._hypergradient(e)
-        if self.hyper_lr and not all(map(math.isfinite, [value, *h])):
+        if self.hyper_lr and (self._diverged(value) or _chaotic(value, h)):
             self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}")
             return
         if not self._since_reset:
@@ -346,6 +349,11 @@ class ForwardTuner:
             split.append(parts[begin:end])
             begin = end
         return split
+
+
+def _chaotic(loss: float, h: Sequence[float]) -> bool:
+    """Say whether one percent of a hyperparameter would double the loss: no slope to go along."""
+    return not math.hypot(*h) <= CHAOS * abs(loss)
 
 
 def _back_off(coordinate: Coordinate) -> float:
