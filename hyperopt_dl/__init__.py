@@ -4,7 +4,7 @@ Define a `Space`, open a `Study`, and `optimize` a workload: a function of a tri
 such as `Supervised`. Any Optuna sampler is a tuner; `Hypergradient` descends a derivative.
 """
 
-from hyperopt_dl import constraints, executors, hypergrad, optimizers
+from hyperopt_dl import constraints, executors, hypergrad, online, optimizers
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import (
     ExecutorError,
@@ -51,6 +51,7 @@ __all__ = [
     "executors",
     "hypergrad",
     "hypergradient",
+    "online",
     "optimizers",
     "rollout",
 ]

@@ -20,7 +20,7 @@ ROOMS = [
     {"batches", "init_scale", "network", "losses", "optimizers"},
     {"supervised"},
     {"hypergrad"},
-    {"tuners"},
+    {"tuners", "online"},
     {"trial"},
     {"executors"},
     {"study"},

@@ -12,8 +12,8 @@ PROMISED = {
     "Array", "Categorical", "EarlyStopping", "Float", "Int", "Outcome", "Schedule", "Space",
     "State", "Study", "Supervised", "Training", "Trial", "TrialPruned", "rollout", "HParams",
     "HyperoptError", "SpaceError", "TrainingError", "StudyError", "ExecutorError",
-    "constraints", "executors", "hypergrad", "hypergradient", "optimizers", "Hypergradient",
-    "evaluate",
+    "constraints", "executors", "hypergrad", "hypergradient", "optimizers", "online",
+    "Hypergradient", "evaluate",
 }  # fmt: skip
 NAMES = sorted(hd.__all__)
 
@@ -27,12 +27,13 @@ def test_the_public_names_are_those_promised() -> None:
     [
         (hd.executors, {"Serial", "Processes", "Executor", "Pool", "Finished"}),
         (hd.hypergrad, {"Reverse", "Constant", "Estimator", "hypergradient"}),
+        (hd.online, {"ForwardTuner", "HypergradientDescent", "DeltaBarDelta", "Move"}),
         (
             hd.optimizers,
             {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "ClipNorm", "Optimizer", "Schedule"},
         ),
     ],
-    ids=["executors", "hypergrad", "optimizers"],
+    ids=["executors", "hypergrad", "online", "optimizers"],
 )
 def test_a_room_shows_its_names(module: object, names: set[str]) -> None:
     assert set(module.__all__) == names  # type: ignore[attr-defined]

@@ -5,7 +5,9 @@ A module and an optimizer of torch stay as they are; a tuner stands beside them 
     tuner = ForwardTuner(optimizer, tune={"lr": Float(1e-5, 10, log=True)})
 """
 
+from hyperopt_dl.online.delta_bar_delta import DeltaBarDelta
 from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.history import Move
+from hyperopt_dl.online.hypergradient_descent import HypergradientDescent
 
-__all__ = ["ForwardTuner", "Move"]
+__all__ = ["DeltaBarDelta", "ForwardTuner", "HypergradientDescent", "Move"]

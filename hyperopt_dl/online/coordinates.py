@@ -2,12 +2,8 @@
 
 A name is an option, alone for all parameter groups together (``"lr"``), with the number of a group
 for that group alone (``"lr@0"``), and with an index for one of Adam's two betas (``"betas[0]"``,
-``"betas[1]@2"``). The coordinate u of a dimension with ``log=True`` is log λ, of any other λ in tenths
-of its interval. So a tangent in a log coordinate is that of a factor on λ.
-
-A torch scheduler marks the groups of its optimizer with ``"initial_lr"``. There the value that is
-tuned is the base rate, ``initial_lr * scale``, and the scheduler goes on by itself: the rate of a
-step is the scheduled one times the scale.
+``"betas[1]@2"``). The coordinate u of a dimension with ``log=True`` is log λ, of any other λ in
+tenths of its interval. So a tangent in a log coordinate is that of a factor on λ.
 """
 
 import math
@@ -93,10 +89,8 @@ def coordinates_of(
     return found
 
 
-def read(group: Group, option: str, scale: float = 1.0) -> float:
-    """Return the value of an option; of a scheduled learning rate, the base rate."""
-    if option == "lr" and "initial_lr" in group:
-        return float(group["initial_lr"]) * scale
+def read(group: Group, option: str) -> float:
+    """Return the value of an option of a parameter group."""
     return float(options_of(group)[option])
 
 
@@ -153,13 +147,15 @@ def _checked(name: str, option: str, dimension: object, rule: Rule) -> Float:
 
 
 def _check_start(coordinate: Coordinate, group: Group, number: int) -> None:
-    raw = options_of(group)[coordinate.option]
+    name = coordinate.option
+    raw = options_of(group)[name]
     if isinstance(raw, torch.Tensor):
         raise TrainingError(
             f"{coordinate.name!r} must be a plain number in group {number} of the optimizer, got a "
             f"tensor. Give the optimizer a float."
         )
-    if not coordinate.dimension.contains(value := read(group, coordinate.option)):
+    value = group["initial_lr"] if name == "lr" and "initial_lr" in group else raw
+    if not coordinate.dimension.contains(value):
         raise SpaceError(
             f"{coordinate.name!r} must start inside {coordinate.dimension!r}, got {value!r} in "
             f"group {number} of the optimizer. Widen the bounds, or start elsewhere."

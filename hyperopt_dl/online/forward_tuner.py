@@ -20,9 +20,9 @@ from hyperopt_dl.online.block import Block
 from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, write
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
-from hyperopt_dl.online.hooks import around_steps
 from hyperopt_dl.online.moves import Moments, at_rest, next_move
 from hyperopt_dl.online.products import gradient, product
+from hyperopt_dl.online.rates import Rates
 from hyperopt_dl.online.rules import options_of, rule_of
 from hyperopt_dl.online.snapshot import Snapshot, put_back, taken
 from hyperopt_dl.space import Float
@@ -117,12 +117,10 @@ class ForwardTuner:
         self._params = [param for block in self._blocks for param in block.params]
         self._gradients = Gradients(self._params)
         self._moments = at_rest(m)
-        self._scales = [1.0] * len(self._blocks)
         self._first_loss: float | None = None
         self._good: Snapshot | None = taken(optimizer) if hyper_lr else None
         self._since_reset = 0
-        self._scheduled: dict[int, float] = {}
-        around_steps(optimizer, self._before_step, self._after_step)
+        self._rates = Rates(optimizer, self._before_step)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of the training loss to ``.grad``, and carry its tangents along.
@@ -204,10 +202,7 @@ class ForwardTuner:
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of each parameter group, as the next step takes it."""
-        return [
-            float(group["lr"]) * scale
-            for group, scale in zip(self.optimizer.param_groups, self._scales, strict=True)
-        ]
+        return self._rates.last()
 
     def plot(self) -> Any:
         """Return a plotly figure of the hyperparameters over the steps."""
@@ -225,7 +220,7 @@ class ForwardTuner:
             "since_reset": self._since_reset,
             "tangents": [dict(block.dot) for block in self._blocks],
             "moments": tuple(self._moments),
-            "scales": list(self._scales),
+            "scales": list(self._rates.scales),
             "first_loss": self._first_loss,
             "good": None if self._good is None else tuple(self._good),
             "history": packed(self.history),
@@ -246,7 +241,7 @@ class ForwardTuner:
                 f"{state['names']} and {shapes}. Build model, optimizer and tuner as they were."
             )
         self.steps, self._since_reset = state["steps"], state["since_reset"]
-        self._scales, self._first_loss = list(state["scales"]), state["first_loss"]
+        self._rates.scales, self._first_loss = list(state["scales"]), state["first_loss"]
         self._moments, self.history = Moments(*state["moments"]), unpacked(state["history"])
         for block, tangents in zip(self._blocks, state["tangents"], strict=True):
             block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
@@ -262,34 +257,29 @@ class ForwardTuner:
                 f"The optimizer must keep the {len(self._blocks)} parameter groups that it had, "
                 f"got {len(groups)}. Make a new ForwardTuner after add_param_group."
             )
-        for number, (group, scale) in enumerate(zip(groups, self._scales, strict=True)):
-            if scale != 1:
-                self._scheduled[number] = group["lr"]
-                group["lr"] = group["lr"] * scale
         if not self._gradients.ready(groups):
             return
         for number, (group, block) in enumerate(zip(groups, self._blocks, strict=True)):
             seeds = self._seeds(number)
-            block.advance(self.optimizer.state, options_of(group), seeds, self.discount)
+            options = {**options_of(group), "lr": self._rates.last()[number]}
+            block.advance(self.optimizer.state, options, seeds, self.discount)
         self._since_reset += 1
-
-    def _after_step(self) -> None:
-        for number, lr in self._scheduled.items():
-            self.optimizer.param_groups[number]["lr"] = lr
-        self._scheduled.clear()
 
     def _seeds(self, number: int) -> dict[str, list[tuple[int, float]]]:
         """Return which coordinate moves which option of a group, and how fast."""
-        group, scale = self.optimizer.param_groups[number], self._scales[number]
         seeds = {}
         for row, coordinate in enumerate(self.coordinates):
             if number in coordinate.groups:
-                value = read(group, coordinate.option, scale)
-                slope = coordinate.slope(value)
-                if coordinate.option == "lr" and "initial_lr" in group:
-                    slope *= group["lr"] / value
+                slope = coordinate.slope(self._value(coordinate, number))
+                if coordinate.option == "lr":
+                    slope *= self._rates.schedule(number)
                 seeds[coordinate.option] = [(row, slope)]
         return seeds
+
+    def _value(self, coordinate: Coordinate, number: int) -> float:
+        if coordinate.option == "lr":
+            return self._rates.base(number)
+        return read(self.optimizer.param_groups[number], coordinate.option)
 
     def _hypergradient(self, e: Sequence[Tensor | None]) -> list[float]:
         total = torch.zeros(len(self.coordinates), dtype=torch.double)
@@ -300,13 +290,14 @@ class ForwardTuner:
     def _move(self, by: Sequence[float]) -> None:
         for coordinate, step in zip(self.coordinates, by, strict=True):
             for number in coordinate.groups:
-                group = self.optimizer.param_groups[number]
-                value = read(group, coordinate.option, self._scales[number])
+                value = self._value(coordinate, number)
                 moved = coordinate.moved(value, step)
-                if coordinate.option == "lr" and "initial_lr" in group:
-                    self._scales[number] = moved / group["initial_lr"]
-                elif moved != value:
-                    write(group, coordinate.option, moved)
+                if moved == value:
+                    continue
+                if coordinate.option == "lr":
+                    self._rates.set_base(number, moved)
+                else:
+                    write(self.optimizer.param_groups[number], coordinate.option, moved)
 
     def _diverged(self, loss: float) -> bool:
         first = self._first_loss
@@ -334,11 +325,7 @@ class ForwardTuner:
         gradients = {} if h is None else {
             c.name: part for c, part in zip(self.coordinates, h, strict=True)
         }  # fmt: skip
-        values = {}
-        for c in self.coordinates:
-            number = c.groups[0]
-            group = self.optimizer.param_groups[number]
-            values[c.name] = read(group, c.option, self._scales[number])
+        values = {c.name: self._value(c, c.groups[0]) for c in self.coordinates}
         self.history.append(Move(self.steps, gradients, values, restored=h is None))
 
     def _split(self, parts: Sequence[Any]) -> list[Sequence[Any]]:

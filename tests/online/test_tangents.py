@@ -43,9 +43,7 @@ def tuner_of(row: Twin, flags: Mapping[str, Any], names: list[str], **settings: 
     options = options_of(row, flags)
     optimizer = row.reference(groups_of(model, options), **public(options[0]), **flags)
     dimension = hd.Float(1e-6, 0.999, log=True)
-    return model, ForwardTuner(
-        optimizer, {name: dimension for name in names}, hyper_lr=0.0, **settings
-    )
+    return model, ForwardTuner(optimizer, dict.fromkeys(names, dimension), hyper_lr=0.0, **settings)
 
 
 @pytest.mark.parametrize(("row", "flags"), CASES)
@@ -84,7 +82,8 @@ def test_a_coordinate_of_a_linear_dimension_is_a_tenth_of_its_interval() -> None
 
 
 def _clipped(g: Tensor, most: float = 1.3) -> Tensor:
-    return g * (most / (g.norm() + 1e-6)).clamp(max=1.0)
+    scale: Tensor = (most / (g.norm() + 1e-6)).clamp(max=1.0)
+    return scale * g
 
 
 @pytest.mark.parametrize("row", TWINS, ids=lambda row: row.name)

@@ -1,0 +1,114 @@
+"""Learning rates by the agreement of successive gradients (Jacobs 1988, the delta-bar-delta rule).
+
+For each parameter group δ is its gradient and δ̄ a running mean of it. Where they agree the rate
+grows by a constant, where they disagree it shrinks by a factor. Jacobs gives each weight a rate of
+its own and compares signs; for a group the sign is that of the inner product ``δ̄ · δ``.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.online.history import Move, figure, packed, unpacked
+from hyperopt_dl.online.rates import Rates
+
+
+class DeltaBarDelta:
+    """Move the learning rate of each parameter group before each step, by the sign of ``δ̄ · δ``.
+
+    Call ``tuner.step()`` between ``loss.backward()`` and ``optimizer.step()``. It works with every
+    optimizer, and costs a copy of the gradient. A gradient that is not finite moves nothing.
+
+    Args:
+        optimizer: Any optimizer with learning rates.
+        kappa: What a rate grows by, in its own unit; a hundredth of a good rate is cautious.
+        phi: The part of a rate that is taken away where the gradients disagree.
+        theta: The weight of the past in δ̄.
+
+    Raises:
+        TrainingError: A number is out of range.
+
+    Attributes:
+        steps: Calls of `step` so far.
+        history: The moves so far; their ``gradient`` is ``-δ̄ · δ``, by ``"lr@0"`` and so on.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        kappa: float,
+        phi: float = 0.1,
+        theta: float = 0.7,
+    ) -> None:
+        if not 0 <= kappa < math.inf or not 0 <= phi < 1 or not 0 <= theta < 1:
+            raise TrainingError(
+                f"DeltaBarDelta needs kappa >= 0 and phi and theta from 0 to below 1, got "
+                f"kappa={kappa}, phi={phi}, theta={theta}."
+            )
+        self.optimizer = optimizer
+        self.kappa, self.phi, self.theta = kappa, phi, theta
+        self.steps = 0
+        self.history: list[Move] = []
+        self._rates = Rates(optimizer)
+        self._mean: dict[Tensor, Tensor] = {}
+
+    def step(self) -> None:
+        """Move the rates for the step that the optimizer is about to make."""
+        self.steps += 1
+        gradients, values = {}, {}
+        for number, group in enumerate(self.optimizer.param_groups):
+            agreement = self._agreement(group["params"])
+            before = self._rates.base(number)
+            if agreement > 0:
+                self._rates.set_base(number, before + self.kappa)
+            elif agreement < 0:
+                self._rates.set_base(number, before * (1 - self.phi))
+            gradients[f"lr@{number}"], values[f"lr@{number}"] = -agreement, self._rates.base(number)
+        self.history.append(Move(self.steps, gradients, values))
+
+    def get_last_lr(self) -> list[float]:
+        """Return the learning rate of each parameter group, as the next step takes it."""
+        return self._rates.last()
+
+    def plot(self) -> Any:
+        """Return a plotly figure of the learning rates over the steps."""
+        groups = range(len(self.optimizer.param_groups))
+        return figure(self.history, log={f"lr@{number}": True for number in groups})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, beside the states of model and optimizer."""
+        return {
+            "steps": self.steps,
+            "scales": list(self._rates.scales),
+            "mean": [self._mean.get(param) for param in self._params()],
+            "history": packed(self.history),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a run where ``state_dict`` left it; model and optimizer load their own."""
+        self.steps, self.history = state["steps"], unpacked(state["history"])
+        self._rates.scales = list(state["scales"])
+        pairs = zip(self._params(), state["mean"], strict=True)
+        self._mean = {param: mean.to(param, copy=True) for param, mean in pairs if mean is not None}
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
+
+    def _agreement(self, params: list[Tensor]) -> float:
+        """Return ``δ̄ · δ``, 0 at the first step and where it is not finite; and update δ̄."""
+        products = []
+        for param in params:
+            if param.grad is None:
+                continue
+            if param in self._mean:
+                mean = self._mean[param]
+                products.append((mean * param.grad).sum())
+                self._mean[param] = torch.lerp(param.grad, mean, self.theta)
+            else:
+                self._mean[param] = param.grad.clone()
+        agreement = float(torch.stack(products).sum()) if products else 0.0
+        return agreement if math.isfinite(agreement) else 0.0

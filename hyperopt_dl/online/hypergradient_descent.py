@@ -1,0 +1,132 @@
+"""Learning rates that descend the hypergradient of one step (Baydin et al. 2018).
+
+The step before was ``x' = x - η n``. So the derivative of the present loss in the rate of that step
+is ``-g · n``, g the present gradient: two vectors that are there anyway.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.online.directions import check_family, keeps_gradient, last_direction, penalised
+from hyperopt_dl.online.history import Move, figure, packed, unpacked
+from hyperopt_dl.online.rates import Rates
+
+
+class HypergradientDescent:
+    """Move the learning rate of each parameter group before each step, from its gradients alone.
+
+    Call ``tuner.step()`` between ``loss.backward()`` and ``optimizer.step()``. There is no second
+    backward pass and no validation data: it follows the training loss, one step ahead. SGD without
+    momentum or with nesterov costs a copy of the gradient, everything else nothing.
+
+    A gradient that is not finite moves nothing, and a rate does not go below 0. A torch scheduler
+    may run beside: its base rate is moved, as by `ForwardTuner`.
+
+    Args:
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
+        hyper_lr: The learning rate of the learning rate.
+        rule: ``"multiplicative"`` is ``lr *= 1 + hyper_lr * cos``, cos that of the angle between g
+            and n, whatever their lengths; ``"additive"`` is ``lr += hyper_lr * g · n``.
+
+    Raises:
+        TrainingError: The optimizer is of another kind, or an argument is wrong.
+
+    Attributes:
+        steps: Calls of `step` so far.
+        history: The moves so far; their ``gradient`` is ``-g · n``, by ``"lr@0"`` and so on.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        hyper_lr: float = 0.02,
+        rule: Literal["multiplicative", "additive"] = "multiplicative",
+    ) -> None:
+        check_family(optimizer)
+        if rule not in ("multiplicative", "additive"):
+            raise TrainingError(f"rule must be 'multiplicative' or 'additive', got {rule!r}.")
+        if not 0 <= hyper_lr < (1 if rule == "multiplicative" else math.inf):
+            raise TrainingError(
+                f"hyper_lr must be a number >= 0, with the multiplicative rule below 1, got "
+                f"{hyper_lr}. Try 0.02."
+            )
+        self.optimizer, self.hyper_lr, self.rule = optimizer, hyper_lr, rule
+        self.steps = 0
+        self.history: list[Move] = []
+        self._rates = Rates(optimizer)
+        self._kept: dict[Tensor, Tensor] = {}
+        self._used = self._rates.last()
+
+    def step(self) -> None:
+        """Move the rates for the step that the optimizer is about to make."""
+        self.steps += 1
+        gradients, values = {}, {}
+        for number, group in enumerate(self.optimizer.param_groups):
+            h, size = self._hypergradient(group, self._used[number])
+            before = self._rates.base(number)
+            if self.hyper_lr and math.isfinite(h) and h != 0:
+                by = -self.hyper_lr * h * self._rates.schedule(number)
+                if self.rule == "multiplicative":
+                    by = -self.hyper_lr * h / size * before
+                self._rates.set_base(number, max(before + by, 0.0))
+            gradients[f"lr@{number}"], values[f"lr@{number}"] = h, self._rates.base(number)
+        self._used = self._rates.last()
+        self.history.append(Move(self.steps, gradients, values))
+
+    def get_last_lr(self) -> list[float]:
+        """Return the learning rate of each parameter group, as the next step takes it."""
+        return self._rates.last()
+
+    def plot(self) -> Any:
+        """Return a plotly figure of the learning rates over the steps."""
+        groups = range(len(self.optimizer.param_groups))
+        return figure(self.history, log={f"lr@{number}": True for number in groups})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, beside the states of model and optimizer."""
+        return {
+            "steps": self.steps,
+            "scales": list(self._rates.scales),
+            "used": list(self._used),
+            "kept": [self._kept.get(param) for param in self._params()],
+            "history": packed(self.history),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a run where ``state_dict`` left it; model and optimizer load their own."""
+        self.steps, self.history = state["steps"], unpacked(state["history"])
+        self._rates.scales, self._used = list(state["scales"]), list(state["used"])
+        pairs = zip(self._params(), state["kept"], strict=True)
+        self._kept = {param: d.to(param, copy=True) for param, d in pairs if d is not None}
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
+
+    def _hypergradient(self, group: Mapping[str, Any], lr: float) -> tuple[float, float]:
+        """Return ``-g · n`` over a group, and the product of their lengths."""
+        products = []
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            d = penalised(param, group)
+            state = self.optimizer.state.get(param)
+            if state:
+                n = last_direction(param, state, group, lr, self._kept.get(param))
+            elif param in self._kept:
+                n = self._kept[param]
+            else:
+                n = None
+            if n is not None:
+                a, b = d.reshape(-1), n.reshape(-1)
+                products.append(torch.stack([a.dot(b), a.dot(a), b.dot(b)]))
+            if keeps_gradient(group):
+                self._kept[param] = d.clone()
+        if not products:
+            return 0.0, 0.0
+        along, g_square, n_square = torch.stack(products).sum(dim=0).tolist()
+        return -along, math.sqrt(g_square * n_square)
