@@ -54,6 +54,8 @@ class Block:
         self._sizes = [param.numel() for param in params]
         dtype, device = next(iter(kinds), (torch.get_default_dtype(), torch.device("cpu")))
         self.g_dot = torch.zeros(m, sum(self._sizes), dtype=dtype, device=device)
+        self._zero = self.g_dot.new_zeros(())
+        self._fresh = True
         self.reset()
 
     def reset(self) -> None:
@@ -65,18 +67,27 @@ class Block:
         pieces = torch.split(self.dot["x"][row], self._sizes)
         return [piece.view(param.shape) for piece, param in zip(pieces, self.params, strict=True)]
 
-    def gather(self, row: int, products: Sequence[Tensor | None]) -> None:
-        """Add Hessian–vector products to a row of the gradient's tangent."""
-        if all(part is not None for part in products):
-            self.g_dot[row] += torch.cat([part.reshape(-1) for part in products])  # type: ignore[union-attr]
-            return
-        for target, part in zip(torch.split(self.g_dot[row], self._sizes), products, strict=True):
-            if part is not None:
-                target += part.reshape(-1)
+    def begin(self, stale: Sequence[bool]) -> None:
+        """Prepare for products: what was gathered for a parameter that is stale is forgotten."""
+        self._fresh = all(stale)
+        if not self._fresh:
+            columns = torch.split(self.g_dot, self._sizes, dim=1)
+            for part, is_stale in zip(columns, stale, strict=True):
+                if is_stale:
+                    part.zero_()
 
-    def forget(self, index: int) -> None:
-        """Set the gradient's tangent of one parameter to zero."""
-        torch.split(self.g_dot, self._sizes, dim=1)[index].zero_()
+    def gather(self, row: int, products: Sequence[Tensor | None]) -> None:
+        """Add Hessian–vector products, one a parameter, to a row of the gradient's tangent."""
+        parts = [part.reshape(-1) for part in products if part is not None]
+        target = self.g_dot[row]
+        if self._fresh and len(parts) == len(products) > 0:
+            torch.cat(parts, out=target)
+            return
+        if self._fresh:
+            target.zero_()
+        for piece, part in zip(torch.split(target, self._sizes), products, strict=True):
+            if part is not None:
+                piece += part.reshape(-1)
 
     def dotted(self, vectors: Sequence[Tensor | None]) -> Tensor:
         """Return the inner products of the parameters' tangents with vectors, `m`, in double."""
@@ -97,25 +108,32 @@ class Block:
             seeds: Which coordinate moves which option.
             discount: What the tangents before the step are multiplied with.
         """
+        names = self._rule.slots(options)
+        has_decay = options["weight_decay"] != 0 or "weight_decay" in seeds
+        if discount == 0:
+            self.dot.clear()
         for run in self._runs(state):
             columns = slice(run.begin, run.end)
-            names = self._rule.slots(options)
-            before = {name: self._columns(name, columns, discount) for name in ("x", *names)}
+            before = {name: self._before(name, columns, discount) for name in ("x", *names)}
             slots = {
-                name: torch.cat([state[param][name].reshape(-1) for param in run.params])
+                name: _joined([state[param][name] for param in run.params])
                 for name in names
                 if state.get(run.params[0], {}).get(name) is not None
             }
             step = Step(
-                x=torch.cat([param.detach().reshape(-1) for param in run.params]),
-                g=torch.cat([param.grad.reshape(-1) for param in run.params]),  # type: ignore[union-attr]
-                g_dot=self.g_dot[:, columns],
+                m=len(self.g_dot),
+                x=_joined(run.params) if has_decay else None,
+                g=_joined([param.grad for param in run.params]),  # type: ignore[misc]
+                g_dot=self.g_dot[:, columns] if discount else self._zero,
                 slots=slots,
                 t=run.t,
                 options=options,
                 seeds=seeds,
             )
-            self._put(self._rule.advance(before, step), columns)
+            after = self._rule.advance(before, step)
+            self._put(after if discount else {"x": after["x"]}, columns)
+        if "x" not in self.dot:
+            self.dot["x"] = torch.zeros_like(self.g_dot)
 
     def clip(self, g_norm_dot: Tensor, norm: Tensor, scale: Tensor, eps: float) -> None:
         """Carry the gradient's tangent through a rescaling to a fixed norm.
@@ -141,7 +159,9 @@ class Block:
         ]
         return torch.cat(pieces) if pieces else self.g_dot.new_zeros(0)
 
-    def _columns(self, name: str, columns: slice, discount: float) -> Tensor:
+    def _before(self, name: str, columns: slice, discount: float) -> Tensor:
+        if discount == 0:
+            return self._zero
         if name not in self.dot:
             self.dot[name] = torch.zeros_like(self.g_dot)
         part = self.dot[name][:, columns]
@@ -149,9 +169,11 @@ class Block:
 
     def _put(self, after: Mapping[str, Tensor], columns: slice) -> None:
         for name, value in after.items():
-            if value.shape == self.dot[name].shape:
+            if value.shape == self.g_dot.shape:
                 self.dot[name] = value
             else:
+                if name not in self.dot:
+                    self.dot[name] = torch.zeros_like(self.g_dot)
                 self.dot[name][:, columns] = value
 
     def _runs(self, state: Mapping[Tensor, Mapping[str, Any]]) -> Iterator[Run]:
@@ -165,6 +187,10 @@ class Block:
                 last = rest[-1] if rest else first
                 begin = ends[first] - self._sizes[first]
                 yield Run(begin, ends[last], self.params[first : last + 1], made + 1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.detach().reshape(-1) for part in parts])
 
 
 def _steps(slots: Mapping[str, Any]) -> int:

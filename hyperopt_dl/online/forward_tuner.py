@@ -21,7 +21,7 @@ from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, wri
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
 from hyperopt_dl.online.moves import Moments, at_rest, next_move
-from hyperopt_dl.online.products import gradient, product
+from hyperopt_dl.online.products import checked, gradient, product
 from hyperopt_dl.online.rates import Rates
 from hyperopt_dl.online.rules import options_of, rule_of
 from hyperopt_dl.online.snapshot import Snapshot, put_back, taken
@@ -134,26 +134,18 @@ class ForwardTuner:
                 the optimizer does not have, or has no second derivative; or ``.grad`` was changed
                 since the last call.
         """
-        value = float(loss.detach()) if loss.numel() == 1 else math.nan
-        if self._first_loss is None and math.isfinite(value):
-            self._gradients.check_leaves(loss)
+        value = checked(loss)
+        first = self._first_loss is None
+        if first and math.isfinite(value):
             self._first_loss = abs(value)
-        if self.hyper_lr and loss.numel() == 1 and self._diverged(value):
+        if self.hyper_lr and self._diverged(value):
             self._fall_back(f"a training loss of {value:g}")
-            return
-        g = gradient(loss, self._params, graph=self.discount > 0)
-        stale = self._gradients.add(g)
-        for block, indices in zip(self._blocks, self._split(stale), strict=True):
-            for index, is_stale in enumerate(indices):
-                if is_stale:
-                    block.forget(index)
-        if self.discount > 0:
-            m = len(self.coordinates)
-            for row in range(m):
-                z = [view for block in self._blocks for view in block.along(row)]
-                found = product(g, self._params, z, last=row == m - 1)
-                for block, parts in zip(self._blocks, self._split(found), strict=True):
-                    block.gather(row, parts)
+        elif self.discount == 0:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            if first:
+                self._gradients.check_leaves(loss)
+            self._carry(loss)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Do what ``torch.nn.utils.clip_grad_norm_`` does, and carry the tangents through it.
@@ -184,7 +176,7 @@ class ForwardTuner:
         Raises:
             TrainingError: The loss is no number with a graph.
         """
-        value = float(validation_loss.detach()) if validation_loss.numel() == 1 else math.nan
+        value = checked(validation_loss)
         e = gradient(validation_loss, self._params, graph=False)
         h = self._hypergradient(e)
         if self.hyper_lr and (self._diverged(value) or _chaotic(value, h)):
@@ -248,6 +240,18 @@ class ForwardTuner:
         if self.hyper_lr and state["good"] is not None:
             self._good = Snapshot(*state["good"]).to(self.optimizer)
 
+    def _carry(self, loss: Tensor) -> None:
+        """Fill ``.grad`` and gather the tangents of what was filled in."""
+        g = gradient(loss, self._params, graph=True)
+        for block, stale in zip(self._blocks, self._split(self._gradients.add(g)), strict=True):
+            block.begin(stale)
+        m = len(self.coordinates)
+        for row in range(m):
+            z = [view for block in self._blocks for view in block.along(row)]
+            found = product(g, self._params, z, last=row == m - 1)
+            for block, parts in zip(self._blocks, self._split(found), strict=True):
+                block.gather(row, parts)
+
     def _before_step(self) -> None:
         """Carry the tangents through the step that the optimizer is about to make."""
         self.steps += 1
@@ -257,8 +261,11 @@ class ForwardTuner:
                 f"The optimizer must keep the {len(self._blocks)} parameter groups that it had, "
                 f"got {len(groups)}. Make a new ForwardTuner after add_param_group."
             )
-        if not self._gradients.ready(groups):
+        grads = [param.grad for group in groups for param in group["params"]]
+        if all(grad is None for grad in grads):
             return
+        if self.discount > 0:  # the tangents of one step are right for any gradient
+            self._gradients.check(grads)
         for number, (group, block) in enumerate(zip(groups, self._blocks, strict=True)):
             seeds = self._seeds(number)
             options = {**options_of(group), "lr": self._rates.last()[number]}

@@ -5,8 +5,8 @@ other. So whoever changes it between ``backward`` and ``optimizer.step()`` is fo
 counts the writes to it.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,15 +77,15 @@ class Gradients:
         grads = [param.grad for param in self._params]
         self._marks = [None if grad is None else _Mark(grad, grad._version) for grad in grads]
 
-    def ready(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Say whether the optimizer has gradients to step with.
+    def check(self, grads: Sequence[Tensor | None]) -> None:
+        """Check the gradients that an optimizer is about to step with, and hold them for used.
+
+        Args:
+            grads: Of all parameters of the optimizer, of which some may not be trained.
 
         Raises:
-            TrainingError: They are not those of the last `add`.
+            TrainingError: They are not what the calls of `add` since the last step have left.
         """
-        grads = [param.grad for group in groups for param in group["params"]]
-        if all(grad is None for grad in grads):
-            return False
         if not self._fresh:
             raise TrainingError(
                 "optimizer.step() needs gradients of tuner.backward(loss), got others or those of "
@@ -94,14 +94,16 @@ class Gradients:
             )
         own = [param.grad for param in self._params]
         known = all(
-            (grad is None and mark is None)
-            or (grad is not None and mark is not None and _untouched(grad, mark))
+            (grad is None and mark is None) or (grad is not None and _untouched(grad, mark))
             for grad, mark in zip(own, self._marks, strict=True)
         )
-        if not known or sum(g is not None for g in grads) != sum(g is not None for g in own):
+        if not known or _count(grads) != _count(own):
             raise _changed()
         self._fresh = False
-        return True
+
+
+def _count(grads: Sequence[Tensor | None]) -> int:
+    return sum(grad is not None for grad in grads)
 
 
 def _untouched(grad: Tensor, mark: _Mark | None) -> bool:

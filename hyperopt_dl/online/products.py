@@ -25,11 +25,11 @@ _KERNELS = {
 }
 
 
-def gradient(loss: Tensor, params: Sequence[Tensor], *, graph: bool) -> Parts:
-    """Return dloss/dparams, with the graph of it where ``graph`` is true.
+def checked(loss: Tensor) -> float:
+    """Return the value of a loss.
 
     Raises:
-        TrainingError: The loss is not one number, or does not depend on any of the parameters.
+        TrainingError: It is not one number, or has no graph.
     """
     if loss.numel() != 1 or not loss.requires_grad:
         raise TrainingError(
@@ -37,6 +37,15 @@ def gradient(loss: Tensor, params: Sequence[Tensor], *, graph: bool) -> Parts:
             f"{tuple(loss.shape)}, requires_grad={loss.requires_grad}. Take its mean, and take "
             f"away a detach(), .item() or no_grad() between the model and it."
         )
+    return float(loss.detach())
+
+
+def gradient(loss: Tensor, params: Sequence[Tensor], *, graph: bool) -> Parts:
+    """Return dloss/dparams, with the graph of it where ``graph`` is true.
+
+    Raises:
+        TrainingError: The loss does not depend on any of the parameters.
+    """
     found = torch.autograd.grad(loss, params, create_graph=graph, allow_unused=True)
     if all(part is None for part in found):
         raise TrainingError(

@@ -5,6 +5,9 @@ are tuned, an `m x p` tensor whose row k belongs to coordinate k (Franceschi et 
 3.2). The derivative of the gradient along a tangent, H ẋ, comes in from outside; everything else is
 arithmetic of the rule. A square root that is 0 has derivative 0 (`flat_sqrt` says why).
 
+A tangent that is all zero may be a 0-dim 0, and stays one until a coordinate moves it: the tangents
+of a single step cost no more than what they are made of.
+
 Letters: x parameters, g gradient, d gradient with maximization and weight decay, n normalized
 direction, b momentum buffer, m and v first and second moment, a mean of the gradient, s sum of
 squares, t the number of this step (1 at the first); η lr, μ momentum, τ dampening, ω weight decay,
@@ -30,7 +33,8 @@ class Step:
     """What one step of an optimizer sees, before it is made.
 
     Attributes:
-        x: The parameters, `p`.
+        m: The number of coordinates.
+        x: The parameters, `p`; None if there is no weight decay.
         g: The gradient that the optimizer is about to use, `p`.
         g_dot: Its tangent, `m x p`.
         slots: The optimizer's slots by torch's names, each `p`; empty before the first step.
@@ -39,7 +43,8 @@ class Step:
         seeds: Which coordinate moves which option.
     """
 
-    x: Tensor
+    m: int
+    x: Tensor | None
     g: Tensor
     g_dot: Tensor
     slots: Vectors
@@ -54,22 +59,24 @@ Advance: TypeAlias = Callable[[Vectors, Step], dict[str, Tensor]]
 
 def sgd(dot: Vectors, step: Step) -> dict[str, Tensor]:
     """``b' = μ b + (1 - τ) d``, d at the first step; ``x' = x - η b'``, nesterov ``d + μ b'``."""
-    o, seeds = step.options, step.seeds
+    o = step.options
     mu, tau = o["momentum"], o["dampening"]
     d, d_dot = _penalised(dot, step, o["weight_decay"])
     if mu == 0:
         return {"x": _moved(dot["x"], step, o["lr"], d, d_dot)}
-    b_after, b_dot = d, d_dot
+    b_after, b_dot = d, d_dot.clone()  # the caller goes on writing to its g_dot
     if "momentum_buffer" in step.slots:
         b = step.slots["momentum_buffer"]
-        b_after = torch.add(mu * b, d, alpha=1 - tau)
-        b_dot = torch.add(mu * dot["momentum_buffer"], d_dot, alpha=1 - tau)
-        _seed(b_dot, seeds, "momentum", b)
-        _seed(b_dot, seeds, "dampening", d, -1.0)
+        b_after = torch.add(d if tau == 0 else (1 - tau) * d, b, alpha=mu)
+        b_dot = torch.add(
+            d_dot if tau == 0 else (1 - tau) * d_dot, dot["momentum_buffer"], alpha=mu
+        )
+        b_dot = _seeded(b_dot, step, "momentum", b)
+        b_dot = _seeded(b_dot, step, "dampening", d, -1.0)
     q, q_dot = b_after, b_dot
     if o["nesterov"]:
         q, q_dot = torch.add(d, b_after, alpha=mu), torch.add(d_dot, b_dot, alpha=mu)
-        _seed(q_dot, seeds, "momentum", b_after)
+        q_dot = _seeded(q_dot, step, "momentum", b_after)
     return {"x": _moved(dot["x"], step, o["lr"], q, q_dot), "momentum_buffer": b_dot}
 
 
@@ -79,12 +86,12 @@ def adam(dot: Vectors, step: Step) -> dict[str, Tensor]:
     ``m' = β1 m + (1 - β1) d``, ``v' = β2 v + (1 - β2) d²``, ``c = 1 - β^t``; with amsgrad the
     largest v' so far takes the place of v'.
     """
-    o, seeds, t = step.options, step.seeds, step.t
+    o, t = step.options, step.t
     eta, omega, beta1, beta2 = o["lr"], o["weight_decay"], o["beta1"], o["beta2"]
     decoupled = o["decoupled_weight_decay"]
     d, d_dot = _penalised(dot, step, 0.0 if decoupled else omega)
     m, m_dot = _average(dot, step, "exp_avg", "beta1", d, d_dot)
-    v, v_dot = _average(dot, step, "exp_avg_sq", "beta2", d * d, 2 * d * d_dot)
+    v, v_dot = _average(dot, step, "exp_avg_sq", "beta2", d * d, _times(d_dot, 2 * d))
     after = {"exp_avg": m_dot, "exp_avg_sq": v_dot}
     if o["amsgrad"]:
         largest = step.slots.get("max_exp_avg_sq", torch.zeros_like(v))
@@ -93,70 +100,68 @@ def adam(dot: Vectors, step: Step) -> dict[str, Tensor]:
         after["max_exp_avg_sq"] = v_dot
     c1, c2 = 1 - beta1**t, 1 - beta2**t
     root, root_dot = _root(v / c2, v_dot / c2)
-    _seed(root_dot, seeds, "beta2", root, t * beta2 ** (t - 1) / (2 * c2))
+    root_dot = _seeded(root_dot, step, "beta2", root, t * beta2 ** (t - 1) / (2 * c2))
     rho = root + o["eps"]
-    _seed(root_dot, seeds, "eps", torch.ones_like(rho))
+    root_dot = _seeded(root_dot, step, "eps", torch.ones_like(rho))
     n = m / (c1 * rho)
-    n_dot = (m_dot / c1).addcmul_(root_dot, n, value=-1).div_(rho)
-    _seed(n_dot, seeds, "beta1", n, t * beta1 ** (t - 1) / c1)
+    n_dot = _quotient(m_dot / c1, root_dot, n, rho)
+    n_dot = _seeded(n_dot, step, "beta1", n, t * beta1 ** (t - 1) / c1)
     y_dot = dot["x"]
-    if decoupled:
+    if decoupled and step.x is not None:
         y_dot = (1 - eta * omega) * y_dot
-        _seed(y_dot, seeds, "lr", step.x, -omega)
-        _seed(y_dot, seeds, "weight_decay", step.x, -eta)
+        y_dot = _seeded(y_dot, step, "lr", step.x, -omega)
+        y_dot = _seeded(y_dot, step, "weight_decay", step.x, -eta)
     return {"x": _moved(y_dot, step, eta, n, n_dot), **after}
 
 
 def rmsprop(dot: Vectors, step: Step) -> dict[str, Tensor]:
     """``n = d / (sqrt(v') + ε)``, ``b' = μ b + n``, ``x' = x - η b'``; centered ``v' - a'²``."""
-    o, seeds = step.options, step.seeds
+    o = step.options
     d, d_dot = _penalised(dot, step, o["weight_decay"])
-    v, v_dot = _average(dot, step, "square_avg", "alpha", d * d, 2 * d * d_dot)
+    v, v_dot = _average(dot, step, "square_avg", "alpha", d * d, _times(d_dot, 2 * d))
     after = {"square_avg": v_dot}
     if o["centered"]:
         a, a_dot = _average(dot, step, "grad_avg", "alpha", d, d_dot)
         after["grad_avg"] = a_dot
-        v, v_dot = v - a * a, v_dot - 2 * a * a_dot
+        v, v_dot = v - a * a, v_dot - _times(a_dot, 2 * a)
     root, root_dot = _root(v, v_dot)
     rho = root + o["eps"]
-    _seed(root_dot, seeds, "eps", torch.ones_like(rho))
+    root_dot = _seeded(root_dot, step, "eps", torch.ones_like(rho))
     n = d / rho
-    n_dot = (d_dot - n * root_dot) / rho
+    n_dot = _quotient(d_dot, root_dot, n, rho)
     if o["momentum"] > 0:
         b = step.slots.get("momentum_buffer", torch.zeros_like(d))
         n = torch.add(n, b, alpha=o["momentum"])
         n_dot = torch.add(n_dot, dot["momentum_buffer"], alpha=o["momentum"])
-        _seed(n_dot, seeds, "momentum", b)
+        n_dot = _seeded(n_dot, step, "momentum", b)
         after["momentum_buffer"] = n_dot
     return {"x": _moved(dot["x"], step, o["lr"], n, n_dot), **after}
 
 
 def adagrad(dot: Vectors, step: Step) -> dict[str, Tensor]:
     """``s' = s + d²``, ``x' = x - η / (1 + (t - 1) λ) * d / (sqrt(s') + ε)``, λ lr_decay."""
-    o, seeds = step.options, step.seeds
+    o = step.options
     d, d_dot = _penalised(dot, step, o["weight_decay"])
     s = torch.addcmul(step.slots["sum"], d, d)
-    s_dot = dot["sum"] + 2 * d * d_dot
+    s_dot = dot["sum"] + _times(d_dot, 2 * d)
     root, root_dot = _root(s, s_dot)
     rho = root + o["eps"]
-    _seed(root_dot, seeds, "eps", torch.ones_like(rho))
+    root_dot = _seeded(root_dot, step, "eps", torch.ones_like(rho))
     n = d / rho
-    n_dot = (d_dot - n * root_dot) / rho
+    n_dot = _quotient(d_dot, root_dot, n, rho)
     slower = 1 + (step.t - 1) * o["lr_decay"]
-    _seed(n_dot, seeds, "lr_decay", n, -(step.t - 1) / slower)
+    n_dot = _seeded(n_dot, step, "lr_decay", n, -(step.t - 1) / slower)
     return {"x": _moved(dot["x"], step, o["lr"], n / slower, n_dot / slower), "sum": s_dot}
 
 
 def _penalised(dot: Vectors, step: Step, omega: float) -> tuple[Tensor, Tensor]:
     """``d = ±g + ω x`` and its tangent; a decoupled weight decay comes with ω = 0 and no seed."""
-    sign = -1.0 if step.options["maximize"] else 1.0
-    coupled = not step.options.get("decoupled_weight_decay", False)
-    d, d_dot = sign * step.g, sign * step.g_dot
+    d, d_dot = (-step.g, -step.g_dot) if step.options["maximize"] else (step.g, step.g_dot)
+    if step.x is None or step.options.get("decoupled_weight_decay", False):
+        return d, d_dot
     if omega != 0:
-        d, d_dot = d.add_(step.x, alpha=omega), d_dot.add_(dot["x"], alpha=omega)
-    if coupled:
-        _seed(d_dot, step.seeds, "weight_decay", step.x)
-    return d, d_dot
+        d, d_dot = torch.add(d, step.x, alpha=omega), torch.add(d_dot, dot["x"], alpha=omega)
+    return d, _seeded(d_dot, step, "weight_decay", step.x)
 
 
 def _average(
@@ -165,25 +170,37 @@ def _average(
     """``β s + (1 - β) new`` for a slot s, and its tangent."""
     beta = step.options[option]
     old = step.slots.get(slot, torch.zeros_like(new))
-    after_dot = torch.lerp(new_dot, dot[slot], beta)
-    _seed(after_dot, step.seeds, option, old - new)
-    return torch.lerp(new, old, beta), after_dot
+    after_dot = torch.add((1 - beta) * new_dot, dot[slot], alpha=beta)
+    return torch.lerp(new, old, beta), _seeded(after_dot, step, option, old - new)
 
 
 def _root(v: Tensor, v_dot: Tensor) -> tuple[Tensor, Tensor]:
     """The square root and its tangent, flat at 0; of a negative v, as rounding leaves it, too."""
     root = v.sqrt()
-    return root, torch.where(v > 0, v_dot / (2 * root), 0.0)
+    return root, _times(v_dot, torch.where(v > 0, 0.5 / root, 0.0))
+
+
+def _quotient(a_dot: Tensor, rho_dot: Tensor, n: Tensor, rho: Tensor) -> Tensor:
+    """The tangent of ``n = a / ρ``."""
+    return _times(a_dot - _times(rho_dot, n), 1 / rho)
+
+
+def _times(dot: Tensor, factor: Tensor) -> Tensor:
+    """``factor * dot``; a 0-dim 0 stays one, whatever it is multiplied with."""
+    return dot * factor if dot.ndim else dot
 
 
 def _moved(y_dot: Tensor, step: Step, eta: float, n: Tensor, n_dot: Tensor) -> Tensor:
     """The tangent of ``y - η n``."""
-    x_dot = torch.add(y_dot, n_dot, alpha=-eta)
-    _seed(x_dot, step.seeds, "lr", n, -1.0)
-    return x_dot
+    return _seeded(torch.add(y_dot, n_dot, alpha=-eta), step, "lr", n, -1.0)
 
 
-def _seed(dot: Tensor, seeds: Seeds, option: str, effect: Tensor, factor: float = 1.0) -> None:
-    """Add ``factor * effect * dλ`` to the rows of a fresh tangent whose coordinate moves λ."""
-    for row, slope in seeds.get(option, ()):
-        dot[row].add_(effect, alpha=factor * slope)
+def _seeded(dot: Tensor, step: Step, option: str, effect: Tensor, factor: float = 1.0) -> Tensor:
+    """Add ``factor * effect * dλ`` to the rows whose coordinate moves the option λ."""
+    seeds = step.seeds.get(option, ())
+    if not seeds:
+        return dot
+    rows = dot.expand(step.m, len(effect)).clone()
+    for row, slope in seeds:
+        rows[row].add_(effect, alpha=factor * slope)
+    return rows
