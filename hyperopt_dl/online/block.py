@@ -124,7 +124,7 @@ class Block:
                 m=len(self.g_dot),
                 x=_joined(run.params) if has_decay else None,
                 g=_joined([param.grad for param in run.params]),  # type: ignore[misc]
-                g_dot=self.g_dot[:, columns] if discount else self._zero,
+                g_dot=self._damped(self.g_dot[:, columns], discount),
                 slots=slots,
                 t=run.t,
                 options=options,
@@ -160,12 +160,15 @@ class Block:
         return torch.cat(pieces) if pieces else self.g_dot.new_zeros(0)
 
     def _before(self, name: str, columns: slice, discount: float) -> Tensor:
+        if discount and name not in self.dot:
+            self.dot[name] = torch.zeros_like(self.g_dot)
+        return self._damped(self.dot.get(name, self.g_dot)[:, columns], discount)
+
+    def _damped(self, dot: Tensor, discount: float) -> Tensor:
+        """Return ``discount * dot``; both extremes cost nothing."""
         if discount == 0:
             return self._zero
-        if name not in self.dot:
-            self.dot[name] = torch.zeros_like(self.g_dot)
-        part = self.dot[name][:, columns]
-        return part if discount == 1 else discount * part
+        return dot if discount == 1 else discount * dot
 
     def _put(self, after: Mapping[str, Tensor], columns: slice) -> None:
         for name, value in after.items():

@@ -43,10 +43,11 @@ class ForwardTuner:
     in ``optimizer.param_groups`` against the derivative of that loss: Adam in the coordinates of
     their dimensions, log λ where ``log=True``. Model and optimizer stay as they are.
 
-    A loss, a tangent or a hypergradient that is not finite puts the weights and the optimizer's
-    state back to where the last move was made, or to the start, divides the tuned learning rates
-    by 4 and sets the tangents to zero; so does a training loss that is ``explosion`` times the
-    first one. With ``hyper_lr=0`` nothing is touched, and training is what it is without a tuner.
+    A loss or a tangent that is not finite puts the weights and the optimizer's state back to where
+    the last move was made (twice in a row: to the start), divides the tuned learning rates by 4 and
+    sets the tangents to zero. So does a loss beyond ``explosion`` times the first training loss,
+    and a hypergradient beyond 100 times the validation loss, which is that of a chaotic run. With
+    ``hyper_lr=0`` nothing is touched, and training is what it is without a tuner.
 
     The optimizer is SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim`` itself. A torch
     scheduler may run beside: the tuner then moves the base rate, and each step takes the scheduled
@@ -118,7 +119,8 @@ class ForwardTuner:
         self._gradients = Gradients(self._params)
         self._moments = at_rest(m)
         self._first_loss: float | None = None
-        self._good: Snapshot | None = taken(optimizer) if hyper_lr else None
+        self._start: Snapshot | None = taken(optimizer) if hyper_lr else None
+        self._good, self._fell = self._start, False
         self._since_reset = 0
         self._rates = Rates(optimizer, self._before_step)
 
@@ -189,7 +191,7 @@ class ForwardTuner:
                 self._moments, h, hyper_lr=self.hyper_lr, clip=self._clip, trust=self._trust
             )
             self._move(by)
-            self._good = taken(self.optimizer)
+            self._good, self._fell = taken(self.optimizer), False
         self._record(h)
 
     def get_last_lr(self) -> list[float]:
@@ -214,7 +216,8 @@ class ForwardTuner:
             "moments": tuple(self._moments),
             "scales": list(self._rates.scales),
             "first_loss": self._first_loss,
-            "good": None if self._good is None else tuple(self._good),
+            "fell": self._fell,
+            "snapshots": [tuple(kept) for kept in (self._start, self._good) if kept],
             "history": packed(self.history),
         }
 
@@ -237,8 +240,11 @@ class ForwardTuner:
         self._moments, self.history = Moments(*state["moments"]), unpacked(state["history"])
         for block, tangents in zip(self._blocks, state["tangents"], strict=True):
             block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
-        if self.hyper_lr and state["good"] is not None:
-            self._good = Snapshot(*state["good"]).to(self.optimizer)
+        if self.hyper_lr and state["snapshots"]:
+            self._fell = state["fell"]
+            self._start, self._good = (
+                Snapshot(*kept).to(self.optimizer) for kept in state["snapshots"]
+            )
 
     def _carry(self, loss: Tensor) -> None:
         """Fill ``.grad`` and gather the tangents of what was filled in."""
@@ -320,6 +326,8 @@ class ForwardTuner:
                 f"Training diverged ({why}), and no tuned learning rate can go down further, got "
                 f"{before}. Tune 'lr', lower its bound, or start the optimizer with a lower one."
             )
+        # Twice in a row: the weights that were held for good are not.
+        self._good, self._fell = (self._start if self._fell else self._good), True
         assert self._good is not None
         put_back(self._good, self.optimizer)
         self._gradients.mark()
