@@ -40,8 +40,8 @@ class ForwardTuner:
     ``tuner.backward(loss)`` takes the place of ``loss.backward()``: it fills ``.grad`` with the
     same numbers, and takes one Hessian–vector product a hyperparameter along. ``optimizer.step()``
     carries the tangents through the step. ``tuner.step(validation_loss)`` moves the hyperparameters
-    in ``optimizer.param_groups`` against the derivative of that loss: Adam in the coordinates of
-    their dimensions, log λ where ``log=True``. Model and optimizer stay as they are.
+    in ``optimizer.param_groups`` against the derivative of that loss (`moves`), in the coordinates
+    of their dimensions, log λ where ``log=True``. Model and optimizer stay as they are.
 
     A loss or a tangent that is not finite puts the weights and the optimizer's state back to where
     the last move was made (twice in a row: to the start), divides the tuned learning rates by 4 and
@@ -59,7 +59,8 @@ class ForwardTuner:
         tune: Names to dimensions: ``"lr"``, ``"momentum"``, ``"weight_decay"``, ``"betas[0]"`` ...
             move the groups together, ``"lr@0"`` group 0 alone. They start at the optimizer's
             values.
-        hyper_lr: About the length of a move, in log λ or in tenths of a linear interval.
+        hyper_lr: The length of a move along steady derivatives, in log λ or in tenths of a linear
+            interval.
         discount: What the tangents are multiplied with at each step: 1 is the derivative of the
             whole run (RTHO), 0 that of the last step alone, without second derivatives; between
             them is the damped recursion of MARTHE (Donini et al. 2020).

@@ -1,8 +1,10 @@
-"""How far the coordinates move for a hypergradient: Adam, a clip and a trust region.
+"""How far the coordinates move for a hypergradient: Adam for noise, a clip and a trust region.
 
 A learning rate can be wrong by orders of magnitude, and its hypergradient with it: far too low, it
-is tiny, and close to divergence it is huge. Adam's quotient takes the magnitude away and leaves the
-sign and its steadiness, so that ``hyper_lr`` is about the length of a move whatever the loss is.
+is tiny, and close to divergence it is huge. Adam's quotient r = m / sqrt(v) takes the magnitude
+away and leaves the sign and its steadiness: r is near ±1 where the hypergradients agree, and about
+a quarter where they are noise. A move is ``hyper_lr * r * |r|``: as long as ``hyper_lr`` in the
+first case, whatever the loss is, while in the second Adam's ``hyper_lr * r`` would walk at random.
 
 Letters: h hypergradient in the coordinates, m and v its first and second moment, t moves so far.
 """
@@ -35,7 +37,7 @@ def next_move(
     Args:
         moments: As from `at_rest` or the call before.
         h: The hypergradient, one finite number a coordinate.
-        hyper_lr: Adam's learning rate, in units of the coordinates.
+        hyper_lr: The length of a move along steady hypergradients, in units of the coordinates.
         clip: The largest Euclidean norm of h that counts; a longer one is shortened to it.
         trust: The largest move of a coordinate.
     """
@@ -45,5 +47,6 @@ def next_move(
     m = tuple(BETA1 * old + (1 - BETA1) * new for old, new in zip(moments.m, h, strict=True))
     v = tuple(BETA2 * old + (1 - BETA2) * new**2 for old, new in zip(moments.v, h, strict=True))
     c1, c2 = 1 - BETA1**t, 1 - BETA2**t
-    steps = (-hyper_lr * (a / c1) / (math.sqrt(b / c2) + EPS) for a, b in zip(m, v, strict=True))
+    ratios = ((a / c1) / (math.sqrt(b / c2) + EPS) for a, b in zip(m, v, strict=True))
+    steps = (-hyper_lr * r * min(abs(r), 1.0) for r in ratios)
     return tuple(min(max(step, -trust), trust) for step in steps), Moments(t, m, v)

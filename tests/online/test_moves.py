@@ -14,16 +14,30 @@ from hyperopt_dl.online.moves import BETA1, BETA2, EPS, at_rest, next_move
 SEQUENCE = [(0.3, -2.0), (-0.1, 0.0), (5.0, 4.0), (0.0, 1e-9), (0.2, 0.2)]
 
 
-def test_moves_are_those_of_adam() -> None:
+def test_moves_are_those_of_adam_times_its_ratio_of_signal_to_noise() -> None:
     u = nn.Parameter(torch.zeros(2, dtype=torch.double))
-    adam = torch.optim.Adam([u], lr=0.05, betas=(BETA1, BETA2), eps=EPS)
-    moments, at = at_rest(2), [0.0, 0.0]
+    adam = torch.optim.Adam([u], lr=1.0, betas=(BETA1, BETA2), eps=EPS)
+    moments = at_rest(2)
     for h in SEQUENCE:
         u.grad = torch.tensor(h, dtype=torch.double)
+        before = u.detach().clone()
         adam.step()
+        r = u.detach() - before
         by, moments = next_move(moments, h, hyper_lr=0.05, clip=math.inf, trust=math.inf)
-        at = [a + b for a, b in zip(at, by, strict=True)]
-        assert at == pytest.approx(u.tolist(), rel=1e-12)
+        assert by == pytest.approx((0.05 * r * r.abs().clamp(max=1)).tolist(), rel=1e-9)
+
+
+def test_steady_hypergradients_move_by_hyper_lr_and_noise_by_a_tenth_of_that() -> None:
+    draws = torch.Generator().manual_seed(0)
+    for scale in (1e-6, 1.0, 1e6):
+        steady, noisy, lengths = at_rest(1), at_rest(1), []
+        for _ in range(300):
+            by, steady = next_move(steady, (scale,), hyper_lr=0.1, clip=math.inf, trust=1.0)
+            assert by == pytest.approx((-0.1,), rel=1e-5)
+            h = scale * torch.randn((), generator=draws).item()
+            by, noisy = next_move(noisy, (h,), hyper_lr=0.1, clip=math.inf, trust=1.0)
+            lengths.append(abs(by[0]))
+        assert sum(lengths[100:]) / 200 < 0.015
 
 
 def test_a_long_hypergradient_counts_as_a_short_one_of_its_direction() -> None:
