@@ -18,6 +18,7 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.block import Block
 from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, write
+from hyperopt_dl.online.divergence import DEAD, alive, chaotic, exploded
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
 from hyperopt_dl.online.moves import Moments, at_rest, next_move
@@ -29,9 +30,6 @@ from hyperopt_dl.space import Float
 
 BACK_OFF = math.log(4.0)
 """How far the learning rates go down when the weights are put back, in log λ."""
-
-CHAOS = 100.0
-"""The hypergradient, in multiples of the validation loss, beyond which it is not believed."""
 
 
 class ForwardTuner:
@@ -46,8 +44,10 @@ class ForwardTuner:
     A loss or a tangent that is not finite puts the weights and the optimizer's state back to where
     the last move was made (twice in a row: to the start), divides the tuned learning rates by 4 and
     sets the tangents to zero. So does a loss beyond ``explosion`` times the first training loss,
-    and a hypergradient beyond 100 times the validation loss, which is that of a chaotic run. With
-    ``hyper_lr=0`` nothing is touched, and training is what it is without a tuner.
+    a hypergradient beyond 100 times the validation loss, which is that of a chaotic run, and a
+    validation gradient with ten times fewer entries other than 0 than the first gradient, which is
+    that of a dead network. With ``hyper_lr=0`` nothing is touched, and training is what it is
+    without a tuner.
 
     The optimizer is SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim`` itself. A torch
     scheduler may run beside: the tuner then moves the base rate, and each step takes the scheduled
@@ -66,7 +66,9 @@ class ForwardTuner:
             them is the damped recursion of MARTHE (Donini et al. 2020).
         clip: The largest norm of a hypergradient that counts.
         trust: The longest move of a coordinate.
-        explosion: How many times the first training loss is taken as divergence.
+        explosion: How many times the first training loss is taken as divergence. ``math.inf``, for
+            a loss whose size says nothing because it may be negative, leaves only what is not
+            finite.
 
     Raises:
         TrainingError: The optimizer is of another kind, or an argument or a name is wrong.
@@ -104,6 +106,7 @@ class ForwardTuner:
         explosion: float = 4.0,
     ) -> None:
         _check(hyper_lr, discount, clip, trust, explosion)
+        _check_processes()
         self._rule = rule_of(optimizer)
         self.optimizer = optimizer
         self.coordinates = coordinates_of(tune, optimizer, self._rule)
@@ -120,6 +123,7 @@ class ForwardTuner:
         self._gradients = Gradients(self._params)
         self._moments = at_rest(m)
         self._first_loss: float | None = None
+        self._first_alive = 0.0
         self._start: Snapshot | None = taken(optimizer) if hyper_lr else None
         self._good, self._fell = self._start, False
         self._since_reset = 0
@@ -141,7 +145,7 @@ class ForwardTuner:
         first = self._first_loss is None
         if first and math.isfinite(value):
             self._first_loss = abs(value)
-        if self.hyper_lr and self._diverged(value):
+        if self.hyper_lr and self._exploded(value):
             self._fall_back(f"a training loss of {value:g}")
         elif self.discount == 0:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -149,6 +153,8 @@ class ForwardTuner:
             if first:
                 self._gradients.check_leaves(loss)
             self._carry(loss)
+        if first:
+            self._first_alive = alive([param.grad for param in self._params])
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Do what ``torch.nn.utils.clip_grad_norm_`` does, and carry the tangents through it.
@@ -182,7 +188,8 @@ class ForwardTuner:
         value = checked(validation_loss)
         e = gradient(validation_loss, self._params, graph=False)
         h = self._hypergradient(e)
-        if self.hyper_lr and (self._diverged(value) or _chaotic(value, h)):
+        lost = self._exploded(value) or chaotic(value, h, self._explosion)
+        if self.hyper_lr and (lost or alive(e) < DEAD * self._first_alive):
             self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}")
             return
         if not self._since_reset:
@@ -216,7 +223,7 @@ class ForwardTuner:
             "tangents": [dict(block.dot) for block in self._blocks],
             "moments": tuple(self._moments),
             "scales": list(self._rates.scales),
-            "first_loss": self._first_loss,
+            "first": (self._first_loss, self._first_alive),
             "fell": self._fell,
             "snapshots": [tuple(kept) for kept in (self._start, self._good) if kept],
             "history": packed(self.history),
@@ -237,7 +244,8 @@ class ForwardTuner:
                 f"{state['names']} and {shapes}. Build model, optimizer and tuner as they were."
             )
         self.steps, self._since_reset = state["steps"], state["since_reset"]
-        self._rates.scales, self._first_loss = list(state["scales"]), state["first_loss"]
+        self._first_loss, self._first_alive = state["first"]
+        self._rates.scales = list(state["scales"])
         self._moments, self.history = Moments(*state["moments"]), unpacked(state["history"])
         for block, tangents in zip(self._blocks, state["tangents"], strict=True):
             block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
@@ -313,9 +321,8 @@ class ForwardTuner:
                 else:
                     write(self.optimizer.param_groups[number], coordinate.option, moved)
 
-    def _diverged(self, loss: float) -> bool:
-        first = self._first_loss
-        return not math.isfinite(loss) or (first is not None and loss > self._explosion * first)
+    def _exploded(self, loss: float) -> bool:
+        return exploded(loss, self._first_loss, self._explosion)
 
     def _fall_back(self, why: str) -> None:
         """Put the last good weights back and lower the tuned learning rates."""
@@ -354,14 +361,18 @@ class ForwardTuner:
         return split
 
 
-def _chaotic(loss: float, h: Sequence[float]) -> bool:
-    """Say whether one percent of a hyperparameter would double the loss: no slope to go along."""
-    return not math.hypot(*h) <= CHAOS * abs(loss)
-
-
 def _back_off(coordinate: Coordinate) -> float:
     dimension = coordinate.dimension
     return -BACK_OFF if dimension.log else -2.5
+
+
+def _check_processes() -> None:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and (processes := torch.distributed.get_world_size()) > 1:
+        raise TrainingError(
+            f"ForwardTuner is for a run in one process, got a group of {processes}: it does not "
+            f"average tangents over them. Use HypergradientDescent."
+        )
 
 
 def _check(hyper_lr: float, discount: float, clip: float, trust: float, explosion: float) -> None:

@@ -329,6 +329,20 @@ def test_a_loss_that_diverges_puts_the_last_good_weights_back(bad: float) -> Non
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
 
 
+def test_a_network_that_dies_is_brought_back() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tuner = ForwardTuner(optimizer, LR)
+    x, y = pictures(0)
+    tuner.backward(cross_entropy(model(x), y))
+    optimizer.step()
+    with torch.no_grad():
+        model[1].bias -= 100.0  # type: ignore[index]
+    tuner.step(cross_entropy(model(x), y))
+    assert tuner.history[-1].restored
+    assert tuner.get_last_lr() == pytest.approx([0.025])
+
+
 def test_a_loss_that_always_diverges_is_an_error_in_the_end() -> None:
     model = network()
     tuner = ForwardTuner(torch.optim.SGD(model.parameters(), lr=0.1), LR)

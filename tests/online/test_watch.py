@@ -1,5 +1,6 @@
 """What is refused, so that no tangent is ever silently wrong."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -192,3 +193,23 @@ def test_groups_of_mixed_dtypes_are_refused() -> None:
     params = [nn.Parameter(torch.ones(1, dtype=dtype)) for dtype in (torch.float, torch.double)]
     with pytest.raises(hd.TrainingError, match="share dtype and device"):
         ForwardTuner(torch.optim.SGD(params, lr=0.1), {"lr": RATE})
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(hd.TrainingError, match="a group of 2"):
+        tuned()
+
+
+def test_an_infinite_explosion_leaves_only_what_is_not_finite() -> None:
+    x = nn.Parameter(torch.tensor([1.0], dtype=torch.double))
+    for explosion, restored in ((4.0, True), (math.inf, False)):
+        optimizer = torch.optim.SGD([x], lr=0.05)
+        tuner = ForwardTuner(optimizer, {"lr": RATE}, explosion=explosion)
+        for factor in (1.0, 99.0):
+            optimizer.zero_grad()
+            tuner.backward((factor * (x**2 + 1)).sum())
+            optimizer.step()
+            tuner.step((1e-3 * (x - x.detach() + 1e-9)).sum())
+        assert [move.restored for move in tuner.history] == [restored] * len(tuner.history)
