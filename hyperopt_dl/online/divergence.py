@@ -11,7 +11,7 @@ from torch import Tensor
 
 CHAOS = 100.0
 """The hypergradient, in multiples of the validation loss, beyond which it is not believed."""
-DEAD = 0.1
+DEAD = 0.5
 """The part of the entries of the first gradient that must still be other than 0."""
 
 

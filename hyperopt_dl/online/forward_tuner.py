@@ -45,8 +45,8 @@ class ForwardTuner:
     the last move was made (twice in a row: to the start), divides the tuned learning rates by 4 and
     sets the tangents to zero. So does a loss beyond ``explosion`` times the first training loss,
     a hypergradient beyond 100 times the validation loss, which is that of a chaotic run, and a
-    validation gradient with ten times fewer entries other than 0 than the first gradient, which is
-    that of a dead network. With ``hyper_lr=0`` nothing is touched, and training is what it is
+    validation gradient with half as many entries other than 0 as the first gradient, which is that
+    of a dying network. With ``hyper_lr=0`` nothing is touched, and training is what it is
     without a tuner.
 
     The optimizer is SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim`` itself. A torch

@@ -30,7 +30,7 @@ parser = argparse.ArgumentParser(description="Time online tuners against plain t
 parser.add_argument("--smoke", action="store_true", help="see that it works: a few steps only")
 options = parser.parse_args()
 
-TURNS, STEPS, EVERY, BATCH = (1, 10, 10, 128) if options.smoke else (11, 20, 10, 128)
+TURNS, STEPS, EVERY, BATCH = (1, 10, 10, 128) if options.smoke else (9, 20, 10, 128)
 JVP_STEPS = 2 if options.smoke else 10
 RATE = hd.Float(1e-5, 10, log=True)
 SMALL = hd.Float(1e-7, 0.1, log=True)
