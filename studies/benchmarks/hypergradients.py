@@ -362,7 +362,7 @@ def error(contestant: str, name: str) -> float | None:
     if contestant == "training":
         return None
     work = Work(name, CHECKED_NET if name in NETS else CHECKED, torch.float64)
-    exact, found = unroll(work), CONTESTANTS[contestant](work)
+    exact, found = CONTESTANTS["unroll"](work), CONTESTANTS[contestant](work)
     wrong = sum(float((found[n] - exact[n]).square().sum()) for n in found)
     size = sum(float(exact[n].square().sum()) for n in found)
     return math.sqrt(wrong / size)
