@@ -19,7 +19,7 @@ ROOMS = [
     {"training", "early_stopping"},
     {"batches", "init_scale", "network", "losses", "optimizers"},
     {"supervised"},
-    {"hypergrad"},
+    {"hypergrad", "gp"},
     {"tuners", "online"},
     {"trial"},
     {"executors"},
@@ -29,6 +29,8 @@ ROOMS = [
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY_IN = {
     "optuna": {"space", "tuners", "trial", "study"},
+    "botorch": {"gp", "tuners"},
+    "gpytorch": {"gp", "tuners"},
     "multiprocessing": {"executors"},
     "cloudpickle": {"executors"},
     "rich": {"study"},
