@@ -138,6 +138,17 @@ def slope(r2: Tensor, family: Family) -> Tensor:
     return slopes
 
 
+def correlation_and_slope(r2: Tensor, family: Family) -> tuple[Tensor, Tensor]:
+    """Return κ(r²) and dκ/d(r²) for the price of one exponential; not differentiable at 0."""
+    if family == "rbf":
+        correlations = torch.exp(-0.5 * r2)
+        return correlations, -0.5 * correlations
+    r = (5 * r2).sqrt_()
+    decay = r.neg().exp_()
+    slopes = r.mul_(decay).add_(decay)
+    return torch.addcmul(slopes, decay, r2, value=5 / 3), slopes.mul(-5 / 6)
+
+
 class _Matern52(torch.autograd.Function):
     """κ as a function of r²: the square root inside it has no derivative at 0, but κ has."""
 

@@ -1,0 +1,238 @@
+"""The posterior density of hyperparameters: marginal likelihood times priors, and its gradient.
+
+    L(θ) = ½ y' K⁻¹ y + ½ log|K| + ½ n log 2π - log p(θ),    K = Σ_g w_g κ(S_g) + diag(s² / c)
+    S_g  = Σ_d m_gd a_vd E_d,   v the vector of scales that g reads
+
+    w  weights        a  scales, 1 / lengthscale²       s²  noise variance
+    m  masks          c  observations at a point        E   squared differences of the pairs
+
+With α = K⁻¹ y and W = ½ (K⁻¹ - α α'):
+
+    ∂L/∂log w_g  = w_g ⟨W, κ(S_g)⟩
+    ∂L/∂a_vd     = Σ_g m_gd w_g ⟨W κ'(S_g), E_d⟩, over the g that read v
+    ∂L/∂log s²   = Σ_i W_ii s² / c_i
+
+One Cholesky factor and one inverse, O(n³), and O(n² G D) for everything else.
+
+Priors, on natural parameters and without a Jacobian, as in Optuna's GPSampler: exp(-0.1/a - 0.1 a)
+for each scale, Gamma(2, 1) for the total variance, Gamma(1.1, 30) for the noise. And log w_g is
+normal around the equal share of the total, with deviation 1.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from hyperopt_dl.gp.data import Data
+from hyperopt_dl.gp.kernel import Family, Kernel, correlation_and_slope
+
+LOWEST, HIGHEST, LOWEST_NOISE = -12.0, 8.0, math.log(1e-6)
+"""The bounds of the logarithms."""
+_WALL = 1e10
+"""What the search meets in place of a likelihood that cannot be computed."""
+_JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""Added in turn to the diagonal of a matrix without a Cholesky factor, times its mean diagonal."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The logarithms of the hyperparameters of a batch ``b`` of kernels."""
+
+    scales: Tensor
+    """``[b, V, D]``: V vectors of scales, which components share."""
+    weights: Tensor
+    """``[b, G]``."""
+    noise: Tensor
+    """``[b]``."""
+
+    def flat(self) -> Tensor:
+        """Return ``[b, V D + G + 1]``."""
+        return torch.cat([self.scales.flatten(1), self.weights, self.noise.unsqueeze(-1)], -1)
+
+    def like(self, flat: Tensor) -> "Parameters":
+        """Return the parameters of these shapes that are written in a flat tensor."""
+        split = self.scales[0].numel()
+        return Parameters(
+            flat[:, :split].reshape(-1, *self.scales.shape[1:]), flat[:, split:-1], flat[:, -1]
+        )
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Which dimensions the components of a batch of kernels read, and which scales."""
+
+    masks: Tensor
+    """``[b, G, D]``, 0 or 1."""
+    vector: Tensor
+    """``[G]``, the index of the scale vector that each component reads."""
+    family: Family = "matern52"
+
+    @property
+    def real(self) -> Tensor:
+        """1 for a component that reads a dimension, 0 for an empty one, ``[b, G]``."""
+        return self.masks.amax(-1)
+
+    def kernel(self, parameters: Parameters, categorical: Tensor) -> Kernel:
+        """Return the batch of kernels that have these hyperparameters."""
+        return Kernel(
+            masks=self.masks,
+            scales=parameters.scales.exp()[:, self.vector],
+            weights=self.real * parameters.weights.exp(),
+            noise=parameters.noise.exp(),
+            categorical=categorical,
+            family=self.family,
+        )
+
+
+def initial(structure: Structure, vectors: int) -> Parameters:
+    """Return the start of a fit: scales 1, equal weights that sum to 1, noise exp(-4)."""
+    b, G, D = structure.masks.shape
+    like = structure.masks
+    return Parameters(
+        like.new_zeros(b, vectors, D),
+        like.new_full((b, G), -math.log(G)),
+        like.new_full((b,), -4.0),
+    )
+
+
+def negative_log_posterior(
+    data: Data, structure: Structure, parameters: Parameters
+) -> tuple[Tensor, Parameters]:
+    """Return L, ``[b]``, and its gradient in the logarithms.
+
+    L is in nats and complete but for the priors' constants; NaN where a matrix is beyond repair.
+    """
+    value, gradient = _likelihood(data, structure, parameters)
+    penalty, slope = _prior(structure, parameters)
+    total = Parameters(
+        gradient.scales + slope.scales,
+        gradient.weights + slope.weights,
+        gradient.noise + slope.noise,
+    )
+    return value + penalty, total
+
+
+def _likelihood(
+    data: Data, structure: Structure, parameters: Parameters
+) -> tuple[Tensor, Parameters]:
+    """Return the negative log marginal likelihood ``[b]`` and its gradient."""
+    a, s2 = parameters.scales.exp(), parameters.noise.exp()
+    w = structure.real * parameters.weights.exp()
+    S = (structure.masks * a[:, structure.vector]) @ data.E
+    k, dk = torch.empty_like(S), torch.empty_like(S)
+    for g in range(S.shape[1]):  # one by one they stay in the processor's cache
+        k[:, g], dk[:, g] = correlation_and_slope(S[:, g], structure.family)
+    below = (w.unsqueeze(-2) @ k).squeeze(-2)
+    noise = s2.unsqueeze(-1) / data.counts
+    L, ok = cholesky(data.square(below, w.sum(-1, keepdim=True) + noise))
+    alpha = torch.cholesky_solve(data.y.expand(len(w), -1).unsqueeze(-1), L)
+    repeats = data.counts.sum() - len(data.y)
+    value = 0.5 * (data.y @ alpha).squeeze(-1) + L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    value = value + constant(data) + 0.5 * (repeats * parameters.noise + data.spread / s2)
+
+    W = 0.5 * (torch.cholesky_inverse(L) - alpha @ alpha.mT)
+    diagonal = W.diagonal(dim1=-2, dim2=-1)
+    pairs = 2 * data.below(W).unsqueeze(-2)
+    to_weights = w * ((k @ pairs.mT).squeeze(-1) + diagonal.sum(-1, keepdim=True))
+    to_scales = structure.masks * w.unsqueeze(-1) * (dk.mul_(pairs) @ data.E.T)
+    vectors = torch.zeros_like(a).index_add_(1, structure.vector, to_scales)
+    to_noise = (diagonal * noise).sum(-1) + 0.5 * (repeats - data.spread / s2)
+    return torch.where(ok, value, torch.nan), Parameters(vectors * a, to_weights, to_noise)
+
+
+def constant(data: Data) -> float:
+    """Return what no hyperparameter changes in the negative log likelihood of all observations."""
+    m = data.counts.sum().item()
+    return 0.5 * m * math.log(2 * math.pi) + 0.5 * data.counts.log().sum().item()
+
+
+def cholesky(K: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lower Cholesky factors of a batch of matrices, and which of them are right.
+
+    A matrix that has none gets a jitter on its diagonal, more and more of it, the others do not.
+
+    Args:
+        K: A ``b x n x n`` tensor, of which the lower half is read.
+    """
+    L, info = torch.linalg.cholesky_ex(K)
+    for jitter in _JITTERS:
+        failed = (info > 0) | ~L.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
+        if not bool(failed.any()):
+            break
+        again = K[failed]
+        diagonal = again.diagonal(dim1=-2, dim2=-1)
+        diagonal += jitter * diagonal.mean(-1, keepdim=True)
+        L[failed], info[failed] = torch.linalg.cholesky_ex(again)
+    return L, (info == 0) & L.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
+
+
+def _prior(structure: Structure, parameters: Parameters) -> tuple[Tensor, Parameters]:
+    """Return the priors' negative log density ``[b]``, without constants, and its gradient."""
+    a, s2, real = parameters.scales.exp(), parameters.noise.exp(), structure.real
+    w = real * parameters.weights.exp()
+    total = w.sum(-1, keepdim=True)
+    u = real * (parameters.weights - (total / real.sum(-1, keepdim=True)).log())
+    value = (
+        0.1 * (1 / a + a).sum((-2, -1))
+        + (total - total.log()).squeeze(-1)
+        + 0.5 * u.square().sum(-1)
+        + 30 * s2
+        - 0.1 * parameters.noise
+    )
+    to_weights = w - w / total + u - u.sum(-1, keepdim=True) * w / total
+    return value, Parameters(0.1 * (a - 1 / a), to_weights, 30 * s2 - 0.1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The end of a search for the hyperparameters of one kernel."""
+
+    parameters: Parameters
+    """The best seen, a batch of one."""
+    value: float
+    """L there, in nats; infinite if it could not be computed anywhere."""
+    sound: bool
+    """Whether every L on the way was finite."""
+
+
+def fit(data: Data, structure: Structure, start: Parameters, iterations: int) -> Fit:
+    """Minimise L by L-BFGS-B from a start, within bounds, and return the best seen.
+
+    Never raises on an ill-conditioned matrix. About 1.2 Choleskys and inverses per iteration.
+
+    Args:
+        data: The observations.
+        structure: The structure of one kernel: a batch of one.
+        start: Where to begin; moved into the bounds first.
+        iterations: At most so many.
+    """
+    flat = start.flat()
+    low = torch.full_like(flat[0], LOWEST)
+    low[-1] = LOWEST_NOISE
+    best, least, sound = flat.clamp(low, flat.new_tensor(HIGHEST)), math.inf, True
+
+    def evaluate(point: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best, least, sound
+        at = torch.from_numpy(point).to(flat).unsqueeze(0)
+        value, gradient = negative_log_posterior(data, structure, start.like(at))
+        slope = gradient.flat()[0]
+        if not bool((value + slope.sum()).isfinite()):
+            sound = False
+            return _WALL, np.zeros_like(point)
+        if value.item() < least:
+            best, least = at.clone(), value.item()
+        return value.item(), slope.cpu().numpy()
+
+    scipy.optimize.minimize(
+        evaluate,
+        best[0].cpu().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(bound, HIGHEST) for bound in low.tolist()],
+        options={"maxiter": iterations, "maxfun": 2 * iterations + 10, "gtol": 1e-2},
+    )
+    return Fit(start.like(best), least, sound)
