@@ -21,6 +21,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from hyperopt_dl.errors import SpaceError
+
 Partition: TypeAlias = tuple[int, ...]
 
 
@@ -110,13 +112,13 @@ def from_groups(named: Sequence[Sequence[int]], D: int) -> Partition:
     """Return the partition with these groups; a dimension in none of them is a group of its own.
 
     Raises:
-        ValueError: A dimension is named twice, or is none of the ``D``.
+        SpaceError: A dimension is named twice, or is none of the ``D``.
     """
     labels = [-1 - d for d in range(D)]
     for g, group in enumerate(named):
         for d in group:
             if not 0 <= d < D or labels[d] >= 0:
-                raise ValueError(
+                raise SpaceError(
                     f"structure needs groups that are disjoint and of dimensions 0 to {D - 1}, got "
                     f"{[list(group) for group in named]}. Name each dimension at most once."
                 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hyperopt_dl.errors import SpaceError
 from hyperopt_dl.gp.partition import (
     Capped,
     Dirichlet,
@@ -99,5 +100,5 @@ def test_dimensions_that_are_not_named_stand_alone() -> None:
 
 @pytest.mark.parametrize("named", [[[0, 1], [1]], [[0, 5]], [[-1]]])
 def test_groups_that_overlap_or_leave_the_space_are_refused(named: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="disjoint"):
+    with pytest.raises(SpaceError, match="disjoint"):
         from_groups(named, 5)
