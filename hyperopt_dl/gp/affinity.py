@@ -70,7 +70,7 @@ def clusters(affinity: Affinity, cap: int, rng: np.random.Generator) -> Partitio
     D = len(affinity)
     noise = np.triu(rng.normal(size=(D, D)), 1)
     distances = 3 * _MOST - (affinity + noise + noise.T)
-    wanted = int(rng.integers(max(1, D // 5), max(1, D // 2) + 1))
+    wanted = int(rng.integers(max(2, D // 5), max(2, D // 2) + 1))
     condensed = np.maximum(distances[np.triu_indices(D, 1)], 0)
     tree = scipy.cluster.hierarchy.linkage(condensed, method="average")
     found = canonical(scipy.cluster.hierarchy.fcluster(tree, wanted, criterion="maxclust").tolist())

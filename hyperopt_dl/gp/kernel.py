@@ -113,7 +113,7 @@ def squared_distances(x1: Tensor, x2: Tensor, a: Tensor, categorical: Tensor) ->
     x1, x2 = x1 - 0.5, x2 - 0.5  # smaller numbers cancel with less rounding
     ax1 = a * x1
     norms = (ax1 * x1).sum(-1).unsqueeze(-1) + (a * x2.square()).sum(-1).unsqueeze(-2)
-    return (norms - 2 * ax1 @ x2.mT).clamp(min=0)
+    return (norms - 2 * ax1 @ x2.mT).relu_()
 
 
 def correlation(r2: Tensor, family: Family) -> Tensor:
@@ -156,8 +156,9 @@ class _Matern52(torch.autograd.Function):
 
     @staticmethod
     def forward(r2: Tensor) -> Tensor:
-        r = _ROOT5 * r2.sqrt()
-        return (1 + r + (5 / 3) * r2) * torch.exp(-r)
+        r = r2.sqrt().mul_(_ROOT5)
+        polynomial = r2.mul(5 / 3).add_(r).add_(1)  # in place, a third of the time: memory decides
+        return polynomial.mul_(r.neg_().exp_())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -177,8 +178,8 @@ class _Matern52Slope(torch.autograd.Function):
 
     @staticmethod
     def forward(r2: Tensor) -> Tensor:
-        r = _ROOT5 * r2.sqrt()
-        return (-5 / 6) * (1 + r) * torch.exp(-r)
+        r = r2.sqrt().mul_(_ROOT5)
+        return (r + 1).mul_(-5 / 6).mul_(r.neg_().exp_())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
