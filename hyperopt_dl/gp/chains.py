@@ -45,8 +45,8 @@ FIRST_ITERATIONS, ITERATIONS, ADDITIVE_ITERATIONS = 100, 30, 25
 HOPELESS = 10.0
 """Nats below the best chain from which a chain starts again."""
 RESTARTS_EVERY, AFFINITY_EVERY = 5, 2
-"""Calls of `fit` from one look for a hopeless chain, which needs time, or from one set of scores of
-interactions to the next."""
+"""Cycles from one look for a hopeless chain to the next, since a chain needs time; and calls of
+`fit` from one set of scores of interactions to the next."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def _learn(
     affinity = None if state is None or calls % AFFINITY_EVERY == 0 else state.affinity
     affinity = _affinity(data) if affinity is None else affinity
     for cycle in range(cycles):
-        worst = _hopeless(chains) if cycle > 0 or calls % RESTARTS_EVERY == 0 else None
+        past = calls - 1 + cycle
+        worst = _hopeless(chains) if past % RESTARTS_EVERY == 0 else None
         for c in range(number):
             rng = np.random.default_rng(seeds.derive(seed, "chains", calls, cycle, c))
             if c >= len(chains):

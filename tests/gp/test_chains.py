@@ -220,7 +220,7 @@ def test_a_hopeless_chain_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = additive()
     state = fit(x, y, CONTINUOUS, seed=0, cycles=2)
     monkeypatch.setattr(chains, "HOPELESS", -1.0)  # the worst one always is
-    monkeypatch.setattr(chains, "RESTARTS_EVERY", 2)
+    monkeypatch.setattr(chains, "RESTARTS_EVERY", 1)
     again = fit(x, y, CONTINUOUS, seed=0, state=state, rounds=0)
     changed = [a.partition != b.partition for a, b in zip(again.chains, state.chains, strict=True)]
     assert changed[chains._hopeless(state.chains) or 0]
