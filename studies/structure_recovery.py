@@ -53,7 +53,7 @@ SETTINGS = [  # dimensions, sizes of the groups in turn, lengthscale, points, se
     (10, (2,), 0.3, (50, 100), 5),
     (50, (2, 3), 0.3, (200, 400, 800), 3),
 ]
-CHAINS, CYCLES, FEATURES = 2, 10, 2000
+CHAINS, CYCLES, FEATURES = 2, 16, 2000
 if ARGUMENTS.smoke:
     SETTINGS, CYCLES = [(6, (2,), 0.3, (60,), 1)], 2
 
@@ -113,15 +113,19 @@ def _gibbs_chain(data: Data, z: Partition, rng: np.random.Generator) -> tuple[Pa
     for _ in range(CYCLES):
         weights, scales = found.parameters.weights[0], found.parameters.scales
         noise = found.parameters.noise
-        total = weights.exp().sum().item()
+        total = weights.exp().sum()
         evidence = Evidence(
-            data, scales=scales[0, 0].exp(), variance=total, noise=noise.exp().item(), prior=prior
+            data,
+            scales=scales[0, 0].exp(),
+            variances=(total / D).expand(D),
+            noise=noise.exp().item(),
+            prior=prior,
         )
         for d in rng.permutation(D).tolist():
             z = gibbs(z, d, evidence, rng)
         structure = groups_alone(z)
         start = initial(structure, vectors=1)
-        equal = start.weights + math.log(total)
+        equal = start.weights + total.log()
         found = fit(data, structure, type(start)(scales, equal, noise), iterations=30)
     return z, prior.log(partition.sizes(z)) - found.value
 

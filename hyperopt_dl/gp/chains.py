@@ -11,7 +11,6 @@ Chain 0 starts with every dimension alone, the others at noisy clusters of the i
 so they disagree where the data do not decide. A chain that is far below the best starts again.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -205,7 +204,7 @@ def _evidence(data: Data, chain: Chain) -> Evidence:
     return Evidence(
         data,
         scales=scales[1],
-        variance=weights[1:].sum().item(),
+        variances=_variances(chain).exp(),
         noise=chain.parameters.noise.exp().item(),
         prior=default_prior(len(scales[1])),
         full=(full, weights[0].item()),
@@ -213,18 +212,19 @@ def _evidence(data: Data, chain: Chain) -> Evidence:
 
 
 def _regroup(chain: Chain, partition: Partition) -> Parameters:
-    """Return the parameters of a chain for other groups, of the same variance in total.
+    """Return the parameters of a chain for other groups: each dimension brings its variance."""
+    variances = _variances(chain)
+    new = torch.stack([variances[group].logsumexp(0) for group in groups(partition)])
+    weights = torch.cat([chain.parameters.weights[0, :1], new])
+    return replace(chain.parameters, weights=weights[None])
 
-    A group that stays keeps its weight as far as the total allows; a new one gets an equal share.
-    """
+
+def _variances(chain: Chain) -> Tensor:
+    """Return the log of each dimension's even share ``[D]`` in the weight of its group."""
     assert chain.partition is not None
-    weights = chain.parameters.weights[0]
-    old = {tuple(group): weights[1 + g] for g, group in enumerate(groups(chain.partition))}
-    total = weights[1:].logsumexp(0)
-    members = [tuple(group) for group in groups(partition)]
-    new = torch.stack([old.get(group, total - math.log(len(members))) for group in members])
-    new = new + total - new.logsumexp(0)
-    return replace(chain.parameters, weights=torch.cat([weights[:1], new])[None])
+    labels = torch.tensor(chain.partition, device=chain.parameters.weights.device)
+    number = torch.bincount(labels).log()
+    return (chain.parameters.weights[0, 1:] - number)[labels]
 
 
 def _structure(partition: Partition | None, scales: Tensor) -> Structure:

@@ -1,14 +1,15 @@
 """How likely a partition is, at hyperparameters that stay as they are.
 
-    p(z | y) ∝ p(z) N(y; 0, K_z),    K_z = K_0 + (v / G) Σ_g κ(Σ_{d in g} a_d E_d)
+    p(z | y) ∝ p(z) N(y; 0, K_z),    K_z = K_0 + Σ_g (Σ_{d in g} v_d) κ(Σ_{d in g} a_d E_d)
 
-    z    partition, of G groups      K_0  noise, and the full component where there is one
-    v    variance of all groups      a, E, κ as in the likelihood
+    z    partition                   K_0      noise, and the full component where there is one
+    v    variance that a dimension   a, E, κ  as in the likelihood
+         brings into its group
 
-The groups share the variance equally, so no parameter belongs to a group and the density needs no
-correction where the number of groups changes. A candidate costs O(n²) for the groups in which it
-differs from the one before, and one Cholesky. What was computed is kept: a chain that has settled
-proposes the same neighbours again and again.
+Scales and variances belong to dimensions, none to a group. So a change of some groups leaves the
+others as they are, and the density needs no correction where the number of groups changes. A
+candidate costs O(n²) for the groups in which it differs from the one before, and one Cholesky. What
+was computed is kept: a chain that has settled proposes the same neighbours again and again.
 """
 
 import math
@@ -25,7 +26,7 @@ from hyperopt_dl.gp.partition import Partition, Prior, groups
 _AT_ONCE = 2**23
 """Entries of the matrices that are factorised in one call."""
 _KEPT = 2**25
-"""Entries of the correlations that are kept."""
+"""Entries of the covariances that are kept."""
 
 
 class Evidence:
@@ -34,7 +35,7 @@ class Evidence:
     Args:
         data: The observations.
         scales: A ``D`` tensor, a.
-        variance: The variance of all groups together, v.
+        variances: A ``D`` tensor, v.
         noise: The variance of an observation.
         prior: The prior of partitions.
         full: An ``N`` tensor, the covariance of each pair under the full component, and the
@@ -46,22 +47,23 @@ class Evidence:
         data: Data,
         *,
         scales: Tensor,
-        variance: float,
+        variances: Tensor,
         noise: float,
         prior: Prior,
         full: tuple[Tensor, float] | None = None,
         family: Family = "matern52",
     ) -> None:
-        self._data, self._prior, self._family, self._variance = data, prior, family, variance
-        self._distances = scales.unsqueeze(-1) * data.E
+        self._data, self._prior, self._family = data, prior, family
+        self._distances, self._variances = scales.unsqueeze(-1) * data.E, variances
         self._base = torch.zeros_like(data.E[0]) if full is None else full[0]
-        self._diagonal = variance + (0.0 if full is None else full[1]) + noise / data.counts
+        total = variances.sum() + (0.0 if full is None else full[1])
+        self._diagonal = total + noise / data.counts
         repeats = data.counts.sum().item() - len(data.y)
         self._constant = constant(data) + 0.5 * (repeats * math.log(noise) + data.spread / noise)
         self._known: dict[Partition, float] = {}
-        self._correlations: dict[tuple[int, ...], Tensor] = {}
+        self._parts: dict[tuple[int, ...], Tensor] = {}
         self._last: dict[tuple[int, ...], None] = {}
-        self._sum = torch.zeros_like(self._base)
+        self._sum = self._base
         self.computed = 0
 
     def __call__(self, partitions: Sequence[Partition]) -> list[float]:
@@ -94,22 +96,23 @@ class Evidence:
         gone = [group for group in self._last if group not in wanted]
         come = [group for group in wanted if group not in self._last]
         if len(gone) + len(come) >= len(wanted):  # afresh, which also ends the drift of rounding
-            self._sum, gone, come = torch.zeros_like(self._base), [], list(wanted)
+            self._sum, gone, come = self._base, [], list(wanted)
         total = self._sum.clone()
         for group in gone:
-            total -= self._correlation(group)
+            total -= self._part(group)
         for group in come:
-            total += self._correlation(group)
+            total += self._part(group)
         self._sum, self._last = total, wanted
-        return torch.add(self._base, total, alpha=self._variance / len(wanted))
+        return total
 
-    def _correlation(self, group: tuple[int, ...]) -> Tensor:
-        """Return the correlation ``[N]`` of every pair under one group."""
-        if group not in self._correlations:
-            if (len(self._correlations) + 1) * len(self._base) > _KEPT:
-                self._correlations.clear()
+    def _part(self, group: tuple[int, ...]) -> Tensor:
+        """Return the covariance ``[N]`` of every pair under one group."""
+        if group not in self._parts:
+            if (len(self._parts) + 1) * len(self._base) > _KEPT:
+                self._parts.clear()
             distances = self._distances[group[0]].clone()
             for d in group[1:]:
                 distances += self._distances[d]
-            self._correlations[group] = correlation(distances, self._family)
-        return self._correlations[group]
+            variance = self._variances[list(group)].sum()
+            self._parts[group] = correlation(distances, self._family).mul_(variance)
+        return self._parts[group]

@@ -191,18 +191,30 @@ def chain_at(partition: Partition, weights: list[float], log_posterior: float = 
     return Chain(partition, parameters, log_posterior, np.eye(len(partition)), True)
 
 
-def test_new_groups_share_the_variance_of_the_old_ones() -> None:
+def test_dimensions_bring_their_share_of_the_variance_into_new_groups() -> None:
     before = chain_at((0, 1, 0, 1, 2), [0.2, 0.4, 0.3])
-    weights = chains._regroup(before, (0, 1, 0, 2, 3)).weights.exp()[0]
-    kept = torch.tensor([0.2, 0.225, 0.225, 0.3], dtype=torch.double)
-    torch.testing.assert_close(weights[0].item(), 0.5)
-    torch.testing.assert_close(weights[1:], kept * 0.9 / kept.sum())
+    weights = chains._regroup(before, (0, 1, 0, 2, 1)).weights.exp()[0]
+    wanted = torch.tensor([0.5, 0.2, 0.5, 0.2], dtype=torch.double)
+    torch.testing.assert_close(weights, wanted)
 
 
 def test_the_weights_of_groups_that_stay_are_kept() -> None:
     before = chain_at((0, 1, 0, 1, 2), [0.2, 0.4, 0.3])
     after = chains._regroup(before, (0, 1, 0, 1, 2)).weights
     torch.testing.assert_close(after, before.parameters.weights)
+
+
+def test_the_moves_start_from_the_likelihood_of_the_chain(learned: Fitted) -> None:
+    data = observe(*additive(), CONTINUOUS)
+    for chain in learned.chains:
+        assert chain.partition is not None
+        kernel = kernel_of(chain, CONTINUOUS)
+        K = kernel(data.x, data.x) + kernel.noise * torch.eye(len(data.y)).double()
+        quadratic = data.y @ torch.linalg.solve(K, data.y)
+        likelihood = -0.5 * float(quadratic + torch.logdet(2 * math.pi * K))
+        prior = Multiplicity().log(sizes(chain.partition))
+        (got,) = chains._evidence(data, chain)([chain.partition])
+        assert got == pytest.approx(likelihood + prior, rel=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from hyperopt_dl.gp.partition import (
     sizes,
 )
 
-D, V, NOISE, W0 = 5, 0.7, 0.05, 0.4
+D, NOISE, W0 = 5, 0.05, 0.4
 SCALES = torch.tensor([1.0, 9.0, 3.0, 0.5, 2.0], dtype=torch.double)
+VARIANCES = torch.tensor([0.1, 0.2, 0.15, 0.05, 0.2], dtype=torch.double)
 FULL = torch.tensor([0.2, 1.0, 0.1, 3.0, 0.7], dtype=torch.double)
 
 
@@ -44,7 +45,7 @@ def kernel_of(partition: Partition | None, full: bool, family: Family = "matern5
         for g, group in enumerate(members):
             more[g, group] = 1
         masks, scales = torch.cat([masks, more]), torch.cat([scales, SCALES.expand(len(more), D)])
-        weights = torch.cat([weights, torch.full((len(more),), V / len(more), dtype=torch.double)])
+        weights = torch.cat([weights, more @ VARIANCES])
     flags = torch.tensor([False, False, False, True, False])
     return Kernel(masks, scales, weights, torch.tensor(NOISE).double(), flags, family)
 
@@ -66,7 +67,7 @@ def evidence_of(data: Data, full: bool, family: Family = "matern52") -> Evidence
     return Evidence(
         data,
         scales=SCALES,
-        variance=V,
+        variances=VARIANCES,
         noise=NOISE,
         prior=Multiplicity(),
         full=beside,
@@ -105,7 +106,7 @@ def test_what_is_known_is_not_computed_again() -> None:
 def test_what_the_prior_forbids_costs_nothing() -> None:
     data = observations()
     prior = Capped(Multiplicity(), 2)
-    evidence = Evidence(data, scales=SCALES, variance=V, noise=NOISE, prior=prior)
+    evidence = Evidence(data, scales=SCALES, variances=VARIANCES, noise=NOISE, prior=prior)
     assert evidence([(0, 0, 0, 1, 2)]) == [-math.inf]
     assert evidence.computed == 0
 

@@ -128,7 +128,8 @@ def evidence(D: int, prior: Prior, n: int = 25) -> Evidence:
     y = y + 0.3 * torch.randn(n, generator=generator, dtype=torch.double)
     data = observe(x, (y - y.mean()) / y.std(), torch.zeros(D, dtype=torch.bool))
     scales = torch.full((D,), 4.0, dtype=torch.double)
-    return Evidence(data, scales=scales, variance=1.0, noise=0.1, prior=prior)
+    variances = torch.full((D,), 1 / D, dtype=torch.double)
+    return Evidence(data, scales=scales, variances=variances, noise=0.1, prior=prior)
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
