@@ -23,6 +23,8 @@ import numpy as np
 from hyperopt_dl.gp.partition import Partition, canonical
 
 LogPosterior: TypeAlias = Callable[[Sequence[Partition]], Sequence[float]]
+MOST_PLACES = 12
+"""Places among which a Gibbs move chooses in a round, so that its cost does not grow with ``D``."""
 Affinity: TypeAlias = np.ndarray
 """``[D, D]``, symmetric: how much more likely, in nats, two dimensions are to share a group."""
 
@@ -32,10 +34,9 @@ def round_of_moves(
 ) -> Partition:
     """Return the partition after one dimension's Gibbs move, two swaps, and two splits or merges.
 
-    Costs the Choleskys of about as many partitions as there are groups, plus four. ``D`` rounds are
-    what the paper calls a sweep, and more.
+    Costs at most `MOST_PLACES` + 4 Choleskys.
     """
-    partition = gibbs(partition, int(rng.integers(len(partition))), posterior, rng)
+    partition = gibbs(partition, int(rng.integers(len(partition))), posterior, rng, MOST_PLACES)
     for guide in (affinity, np.zeros_like(affinity)):
         partition = swap(partition, posterior, rng)
         partition = split_merge(partition, guide, posterior, rng)
@@ -43,13 +44,32 @@ def round_of_moves(
 
 
 def gibbs(
-    partition: Partition, dimension: int, posterior: LogPosterior, rng: np.random.Generator
+    partition: Partition,
+    dimension: int,
+    posterior: LogPosterior,
+    rng: np.random.Generator,
+    most: int | None = None,
 ) -> Partition:
-    """Draw the group of one dimension from its posterior given the groups of the others."""
+    """Draw the group of one dimension from its posterior given the groups of the others.
+
+    Args:
+        partition: Where the chain is.
+        dimension: The one that is dealt anew.
+        posterior: The log posterior.
+        rng: The source of randomness.
+        most: How many places to choose from, at least 2: the present one, and others that are drawn
+            evenly. Each place would have led to the same choice equally often, so the move is in
+            detailed balance all the same. None for all places.
+    """
     others = partition[:dimension] + partition[dimension + 1 :]
+    places = [*dict.fromkeys(others), -1]
+    if most is not None and most < len(places):
+        present = partition[dimension] if partition[dimension] in others else -1
+        rest = [place for place in places if place != present]
+        drawn = rng.choice(len(rest), size=most - 1, replace=False)
+        places = [present, *(rest[k] for k in drawn.tolist())]
     candidates = [
-        canonical((*partition[:dimension], label, *partition[dimension + 1 :]))
-        for label in [*dict.fromkeys(others), -1]
+        canonical((*partition[:dimension], label, *partition[dimension + 1 :])) for label in places
     ]
     scores = np.asarray(posterior(candidates)) + rng.gumbel(size=len(candidates))
     return candidates[int(np.argmax(scores))]

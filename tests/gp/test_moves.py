@@ -26,6 +26,7 @@ PRIORS: list[Prior] = [Multiplicity(), Dirichlet(0.7)]
 Move = Callable[[Partition, LogPosterior, np.ndarray, np.random.Generator], Partition]
 MOVES: dict[str, Move] = {
     "gibbs": lambda z, p, a, rng: gibbs(z, int(rng.integers(len(z))), p, rng),
+    "gibbs among two": lambda z, p, a, rng: gibbs(z, int(rng.integers(len(z))), p, rng, most=2),
     "swap": lambda z, p, a, rng: swap(z, p, rng),
     "split or merge": lambda z, p, a, rng: split_merge(z, 0 * a, p, rng),
     "guided split or merge": lambda z, p, a, rng: split_merge(z, a, p, rng),
@@ -74,7 +75,9 @@ def chain(move: Move, table: Table, length: int) -> Counter[Partition]:
 
 
 @pytest.mark.parametrize("prior", [*PRIORS, Capped(Multiplicity(), 3)], ids=str)
-@pytest.mark.parametrize("name", ["gibbs", "swap", "split or merge", "guided split or merge"])
+@pytest.mark.parametrize(
+    "name", ["gibbs among two", "swap", "split or merge", "guided split or merge"]
+)
 def test_a_move_leaves_the_posterior_as_it_is(name: str, prior: Prior) -> None:
     table, rng, affinity = Table(4, prior), np.random.default_rng(1), affinity_of(4)
     before = rng.choice(len(table.partitions), p=table.probabilities(), size=5000)
