@@ -16,10 +16,12 @@ Methods, each with two chains, as many cycles of moves and fits, and hyperparame
 per chain: `ours`, beside a full component, with all moves and the multiplicity prior; `paper`
 (Wang et al., ICML 2017), groups alone, Gibbs moves under the Dirichlet prior from random labels.
 
-One line of JSON per run is appended to the file; a run that is there is not made again.
+One line of JSON per run is appended to the file; a run that is there is not made again. A smoke run
+leaves no file.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -184,20 +186,20 @@ def key_of(line: Line) -> Key:
     return line["D"], tuple(line["sizes"]), line["n"], line["method"], line["seed"]
 
 
-ARGUMENTS.out.parent.mkdir(parents=True, exist_ok=True)
-ARGUMENTS.out.touch()
-lines = [json.loads(line) for line in ARGUMENTS.out.read_text().splitlines()]
+lines: list[Line] = []
+if ARGUMENTS.out.exists() and not ARGUMENTS.smoke:
+    lines = [json.loads(line) for line in ARGUMENTS.out.read_text().splitlines()]
 done = {key_of(line) for line in lines}
 for D, sizes, lengthscale, points, number in SETTINGS:
-    for n in points:
-        for seed in range(number):
-            for name in METHODS:
-                line = {"D": D, "sizes": sizes, "n": n, "method": name, "seed": seed}
-                if key_of(line) not in done:
-                    line |= run(D, sizes, lengthscale, n, seed, name)
-                    lines.append(line)
-                    with ARGUMENTS.out.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+    for n, seed, name in itertools.product(points, range(number), METHODS):
+        line: Line = {"D": D, "sizes": sizes, "n": n, "method": name, "seed": seed}
+        if key_of(line) not in done:
+            line |= run(D, sizes, lengthscale, n, seed, name)
+            lines.append(line)
+            if not ARGUMENTS.smoke:
+                ARGUMENTS.out.parent.mkdir(parents=True, exist_ok=True)
+                with ARGUMENTS.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
 
 table = Table(title="pairs of dimensions: mean over seeds (worst seed)")
 for column in ("D", "groups of", "n", "method", "seeds", "recall", "precision", "gap", "CPU s"):
