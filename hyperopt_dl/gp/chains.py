@@ -138,6 +138,22 @@ def fit(
     return Fitted((chain,), categorical, np.zeros((D, D)), calls)
 
 
+def refit(x: Tensor, y: Tensor, state: Fitted) -> Fitted:
+    """Fit the hyperparameters to all observations, with the structures left as they are.
+
+    Args:
+        x: A ``m x D`` tensor of points in the unit cube.
+        y: A ``m`` tensor of values, standardised and negated.
+        state: What `fit` returned, for the same dimensions.
+    """
+    data = observe(x, y, state.categorical)
+    fitted = [
+        replace(_fit_from(data, chain.partition, chain), together=chain.together)
+        for chain in state.chains
+    ]
+    return replace(state, chains=tuple(fitted))
+
+
 def kernel_of(chain: Chain, categorical: Tensor) -> Kernel:
     """Return the kernel of one chain."""
     return _structure(chain.partition, chain.parameters.scales).kernel(

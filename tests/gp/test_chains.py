@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperopt_dl.errors import SpaceError
 from hyperopt_dl.gp import chains
-from hyperopt_dl.gp.chains import Chain, Fitted, StructureChoice, fit, kernel_of
+from hyperopt_dl.gp.chains import Chain, Fitted, StructureChoice, fit, kernel_of, refit
 from hyperopt_dl.gp.data import observe
 from hyperopt_dl.gp.likelihood import Parameters, Structure, negative_log_posterior
 from hyperopt_dl.gp.partition import Multiplicity, Partition, default_prior, groups, sizes
@@ -236,3 +236,13 @@ def test_a_hopeless_chain_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     again = fit(x, y, CONTINUOUS, seed=0, state=state, rounds=0)
     changed = [a.partition != b.partition for a, b in zip(again.chains, state.chains, strict=True)]
     assert changed[chains._hopeless(state.chains) or 0]
+
+
+def test_a_refit_moves_the_hyperparameters_alone(learned: Fitted) -> None:
+    x, y = additive(90)
+    again = refit(x, y, learned)
+    for chain, before in zip(again.chains, learned.chains, strict=True):
+        assert chain.partition == before.partition
+        assert np.array_equal(chain.together, before.together)
+        assert not torch.equal(chain.parameters.flat(), before.parameters.flat())
+        assert chain.log_posterior > before.log_posterior
