@@ -1,10 +1,13 @@
 """Hyperparameter optimization for deep learning: interchangeable tuners behind one Study.
 
 Define a `Space`, open a `Study`, and `optimize` a workload: a function of a trial, or a `Training`
-such as `Supervised`. Any Optuna sampler is a tuner; `Hypergradient` descends a derivative.
+such as `Supervised`. Any Optuna sampler is a tuner; `Hypergradient` descends a derivative, and
+`AdditiveBO` models the loss as a sum of functions of few hyperparameters.
 """
 
-from hyperopt_dl import constraints, executors, hypergrad, online, optimizers
+from typing import Any
+
+from hyperopt_dl import constraints, executors, hypergrad, online, optimizers, tuners
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import (
     ExecutorError,
@@ -25,6 +28,7 @@ from hyperopt_dl.tuners import Hypergradient, evaluate
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AdditiveBO",
     "Array",
     "Categorical",
     "EarlyStopping",
@@ -55,3 +59,10 @@ __all__ = [
     "optimizers",
     "rollout",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the tuner that needs BoTorch when it is first asked for."""
+    if name == "AdditiveBO":
+        return tuners.AdditiveBO
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ PROMISED = {
     "State", "Study", "Supervised", "Training", "Trial", "TrialPruned", "rollout", "HParams",
     "HyperoptError", "SpaceError", "TrainingError", "StudyError", "ExecutorError",
     "constraints", "executors", "hypergrad", "hypergradient", "optimizers", "online",
-    "Hypergradient", "evaluate",
+    "Hypergradient", "evaluate", "AdditiveBO",
 }  # fmt: skip
 NAMES = sorted(hd.__all__)
 

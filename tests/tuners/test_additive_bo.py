@@ -1,0 +1,432 @@
+"""The sampler in a study: what it learns from, and that only the trials and a seed decide."""
+
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState
+
+import hyperopt_dl as hd
+from hyperopt_dl.tuners import additive_bo
+
+MIXED = hd.Space(
+    x=hd.Float(2.0, 6.0),
+    y=hd.Float(1e-3, 1.0, log=True),
+    grid=hd.Float(0.0, 1.0, step=0.125),
+    n=hd.Int(1, 9),
+    wide=hd.Int(1, 10**7, log=True),
+    kind=hd.Categorical(["a", "b"]),
+)
+SQUARE = hd.Space(x=hd.Float(0.0, 1.0), y=hd.Float(0.0, 1.0))
+
+
+def bowl(params: Mapping[str, Any]) -> float:
+    return float((params["x"] - 0.31) ** 2 + 2 * (params["y"] - 0.68) ** 2)
+
+
+def mixed_bowl(params: Mapping[str, Any]) -> float:
+    terms = (
+        (params["x"] - 3) ** 2,
+        math.log10(params["y"] / 0.03) ** 2,
+        4 * (params["grid"] - 0.75) ** 2,
+        0.1 * (params["n"] - 4) ** 2,
+        0.1 * math.log10(params["wide"] / 3000) ** 2,
+        params["kind"] == "a",
+    )
+    return float(sum(terms))
+
+
+def tell(study: hd.Study, n: int, function: Any = bowl) -> list[dict[str, Any]]:
+    """Run n trials one by one; return what was proposed."""
+    proposed = []
+    for _ in range(n):
+        trial = study.ask()
+        proposed.append(dict(trial.params))
+        study.tell(trial, function(trial.params))
+    return proposed
+
+
+def square(**options: Any) -> hd.Study:
+    return hd.Study(SQUARE, tuner=hd.AdditiveBO(**{"n_startup": 5, **options}), seed=0)
+
+
+# It optimises
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"structure": "full"},
+        pytest.param({"structure": "additive"}, marks=pytest.mark.slow),
+        {"structure": [["x", "y"]]},
+        pytest.param({"acquisition": "qlognei"}, marks=pytest.mark.slow),
+        pytest.param({"acquisition": "ucb"}, marks=pytest.mark.slow),
+        {"strategy": "thompson", "structure": "full"},
+        {"strategy": "dpp", "batch": 3},
+        {"strategy": "pe", "batch": 3},
+    ],
+    ids=str,
+)
+def test_every_way_of_choosing_comes_near_the_minimum_of_a_bowl(options: dict[str, Any]) -> None:
+    study = square(**options)
+    tell(study, 15)
+    assert study.best.values[0] < 0.01
+    assert study.tuner.diagnostics(study.optuna).fallbacks == {}  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_mixed_space_is_optimised_in_all_its_dimensions() -> None:
+    study = hd.Study(MIXED, tuner=hd.AdditiveBO(), seed=0)
+    proposed = tell(study, 26, mixed_bowl)
+    for params in proposed:
+        MIXED.validate(params)
+    assert study.best.params["kind"] == "b"
+    assert abs(study.best.params["n"] - 4) <= 1
+    assert study.best.values[0] < 0.5
+
+
+@pytest.mark.slow
+def test_a_study_can_maximize() -> None:
+    tuner = hd.AdditiveBO(n_startup=5)
+    study = hd.Study(SQUARE, tuner=tuner, direction="maximize", seed=0)
+    tell(study, 15, lambda params: -bowl(params))
+    assert study.best.values[0] > -0.01
+
+
+def test_a_large_scale_of_the_losses_changes_nothing() -> None:
+    small, large = square(), square()
+    ours = tell(small, 9)
+    theirs = tell(large, 9, lambda params: 1e6 * bowl(params) + 1e4)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_it_tunes_in_worker_processes() -> None:
+    study = hd.Study(SQUARE, tuner=hd.AdditiveBO(n_startup=4), seed=0)
+    executor = hd.executors.Processes(devices=["cpu", "cpu"], threads_per_worker=1)
+    study.optimize(in_a_worker, n_trials=8, executor=executor, progress=False)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 8
+
+
+def in_a_worker(trial: hd.Trial) -> float:
+    return bowl(trial.params)
+
+
+# What it learns from
+
+
+def test_points_that_are_asked_for_together_differ() -> None:
+    study = square()
+    tell(study, 8)
+    trials = study.ask(6)
+    apart = [
+        math.dist(list(one.params.values()), list(other.params.values()))
+        for i, one in enumerate(trials)
+        for other in trials[:i]
+    ]
+    assert min(apart) > 0.01
+
+
+def test_a_finite_space_is_not_repeated() -> None:
+    space = hd.Space(a=hd.Int(0, 3), b=hd.Categorical(["p", "q", "r"]))
+    study = hd.Study(space, tuner=hd.AdditiveBO(n_startup=3), seed=0)
+    proposed = tell(study, 12, lambda params: params["a"] + (params["b"] == "q"))
+    modelled = [tuple(params.values()) for params in proposed[3:]]
+    assert len(set(modelled)) == len(modelled)
+
+
+@pytest.mark.slow
+def test_a_constraint_keeps_proposals_feasible() -> None:
+    """The minimum on the feasible half lies on its border, x = 0.6."""
+    study = square()
+    for _ in range(20):
+        trial = study.ask()
+        trial.set_constraint("right", 0.6 - trial.params["x"])
+        study.tell(trial, bowl(trial.params))
+    assert study.best.params["x"] == pytest.approx(0.6, abs=0.05)
+    assert study.best.values[0] == pytest.approx(bowl({"x": 0.6, "y": 0.68}), abs=0.03)
+    assert sum(trial.params["x"] >= 0.55 for trial in study.trials[8:]) >= 9
+
+
+@pytest.mark.slow
+def test_a_failed_region_is_left() -> None:
+    study = square()
+
+    def broken(params: Mapping[str, Any]) -> float:
+        return math.nan if params["x"] < 0.4 else bowl(params)
+
+    proposed = tell(study, 22, broken)
+    assert sum(params["x"] < 0.35 for params in proposed[12:]) <= 2
+    assert study.best.params["x"] == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_study_of_failures_goes_on() -> None:
+    study = square(n_startup=0)
+    tell(study, 5, lambda params: math.nan)
+    tell(study, 3)
+    assert len(study.trials) == 8
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e300, 0.0])
+def test_no_value_breaks_a_study_of_optuna(value: float) -> None:
+    sampler = hd.AdditiveBO(n_startup=1, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    values = iter([1.0, 2.0, value, value, 0.5, 3.0])
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1) * 0 + next(values), n_trials=6)
+    assert sampler.diagnostics(study).fallbacks == {}
+
+
+def test_a_pruned_trial_counts_as_bad_and_not_as_missing() -> None:
+    tuner = hd.AdditiveBO(n_startup=5)
+    study = hd.Study(SQUARE, tuner=tuner, seed=0)
+    tell(study, 5)
+    trial = study.ask()
+    trial.report(0.0, step=1)
+    study.tell(trial, state=TrialState.PRUNED)
+    diagnostics = tuner.diagnostics(study.optuna)
+    assert (diagnostics.losses, diagnostics.failed) == (6, 0)
+
+
+def test_a_heavy_tail_is_compressed_and_a_plain_bowl_is_not() -> None:
+    tuner = hd.AdditiveBO(n_startup=30)
+    for function, compressed in ((bowl, False), (lambda p: math.exp(12 * bowl(p)), True)):
+        study = hd.Study(SQUARE, tuner=tuner, seed=0)
+        tell(study, 24, function)
+        assert tuner.diagnostics(study.optuna).compressed == compressed
+
+
+# Spaces that change
+
+
+def test_a_conditional_dimension_is_drawn_at_random() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        if trial.suggest_categorical("kind", ["a", "b"]) == "a":
+            return x + trial.suggest_float("only_a", 0, 1)
+        return x
+
+    study = optuna.create_study(sampler=hd.AdditiveBO(n_startup=4, seed=0))
+    study.optimize(objective, n_trials=12)
+    assert study.best_value < 0.1
+
+
+def test_a_value_that_was_enqueued_outside_is_passed_over() -> None:
+    sampler = hd.AdditiveBO(n_startup=2, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    study.enqueue_trial({"x": 5.0})
+    with pytest.warns(UserWarning, match="out of range"):
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=4)
+    assert sampler.diagnostics(study).losses == 3
+
+
+# Starts and propose
+
+
+def test_starts_are_spread_evenly_from_the_second_on() -> None:
+    study = hd.Study(SQUARE, tuner=hd.AdditiveBO(n_startup=64), seed=0)
+    trials = study.ask(64)
+    for name in ("x", "y"):
+        cells = {int(8 * trial.params[name]) for trial in trials[1:]}
+        counts = [sum(int(8 * t.params[name]) == cell for t in trials[1:]) for cell in cells]
+        assert len(cells) == 8
+        assert max(counts) <= 9
+
+
+def test_propose_leaves_the_study_as_it_is() -> None:
+    tuner = hd.AdditiveBO(n_startup=5)
+    space = hd.Space(**SQUARE, constant=hd.Int(3, 3))
+    study = hd.Study(space, tuner=tuner, seed=0)
+    tell(study, 8)
+    points = tuner.propose(study.optuna, space, 3)
+    assert len(study.trials) == 8
+    for params in points:
+        space.validate(params)
+    assert points == tuner.propose(study.optuna, space.distributions(), 3)
+
+
+def test_propose_is_asking_one_by_one() -> None:
+    tuner = hd.AdditiveBO(n_startup=5, seed=3)
+    study = optuna.create_study(sampler=tuner)
+    distributions: dict[str, BaseDistribution] = {
+        "x": FloatDistribution(0, 1),
+        "kind": CategoricalDistribution(["a", "b"]),
+    }
+    for i in range(7):
+        study.tell(study.ask(distributions), float(i % 3))
+    points = tuner.propose(study, distributions, 3)
+    assert [study.ask(distributions).params for _ in range(3)] == points
+
+
+# Nothing but the trials and the seed
+
+
+@pytest.mark.slow
+def test_the_same_seed_proposes_the_same_and_another_does_not() -> None:
+    one, other = (hd.Study(SQUARE, tuner=hd.AdditiveBO(n_startup=3), seed=1) for _ in range(2))
+    third = hd.Study(SQUARE, tuner=hd.AdditiveBO(n_startup=3), seed=2)
+    proposed = tell(one, 7)
+    assert tell(other, 7) == proposed
+    assert all(a != b for a, b in zip(tell(third, 7), proposed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        pytest.param({}, 2, marks=pytest.mark.slow),
+        pytest.param({}, 9, marks=pytest.mark.slow),
+        pytest.param({"batch": 4}, 9, marks=pytest.mark.slow),
+        ({"batch": 4, "strategy": "dpp"}, 9),
+        ({"batch": 4, "strategy": "dpp"}, 11),
+    ],
+)
+def test_a_resumed_study_goes_on_as_if_it_had_not_stopped(
+    tmp_path: Path, options: dict[str, Any], stop: int
+) -> None:
+    def opened(name: str) -> optuna.Study:
+        storage = optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(tmp_path / name))
+        )
+        tuner = hd.AdditiveBO(n_startup=4, seed=5, **options)
+        return optuna.create_study(
+            storage=storage, sampler=tuner, study_name="s", load_if_exists=True
+        )
+
+    def objective(trial: optuna.Trial) -> float:
+        return bowl({name: trial.suggest_float(name, 0, 1) for name in "xy"})
+
+    through = opened("through")
+    through.optimize(objective, n_trials=13)
+    opened("stopped").optimize(objective, n_trials=stop)
+    opened("stopped").optimize(objective, n_trials=13 - stop)
+    stopped = opened("stopped")
+    assert [t.params for t in stopped.trials] == [t.params for t in through.trials]
+
+
+SCRIPT = """
+import optuna, hyperopt_dl as hd
+study = optuna.create_study(sampler=hd.AdditiveBO(n_startup=3, seed=7))
+study.optimize(lambda t: sum(t.suggest_float(n, 0, 1) ** 2 for n in ("b", "a", "c")), n_trials=6)
+print([trial.params for trial in study.trials])
+"""
+
+
+@pytest.mark.slow
+def test_another_process_proposes_the_same() -> None:
+    runs = [
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import optuna; optuna.logging.disable_default_handler()" + SCRIPT,
+            ],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=Path(__file__).parents[2],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for hash_seed in ("1", "4321")
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0].count("'a'") == 6
+
+
+def test_a_pickled_copy_proposes_the_same() -> None:
+    study = square(seed=4)
+    tell(study, 8)
+    tuner = study.tuner
+    assert isinstance(tuner, hd.AdditiveBO)
+    copy = pickle.loads(pickle.dumps(tuner))
+    assert copy.propose(study.optuna, SQUARE, 2) == tuner.propose(study.optuna, SQUARE, 2)
+
+
+def test_a_reseeded_copy_proposes_something_else() -> None:
+    study = square(seed=4)
+    tell(study, 8)
+    tuner = study.tuner
+    assert isinstance(tuner, hd.AdditiveBO)
+    before = tuner.propose(study.optuna, SQUARE, 3)
+    tuner.reseed_rng()
+    assert tuner.propose(study.optuna, SQUARE, 3) != before
+
+
+# What goes wrong
+
+
+def test_a_model_that_fails_costs_a_log_entry_and_no_trial(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = square()
+    tell(study, 6)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ArithmeticError("singular")
+
+    monkeypatch.setattr(additive_bo, "propose", fail)
+    tell(study, 2)
+    assert "the model failed" in caplog.text
+    monkeypatch.undo()
+    tell(study, 1)
+    tuner = study.tuner
+    assert isinstance(tuner, hd.AdditiveBO)
+    fallbacks = tuner.diagnostics(study.optuna).fallbacks
+    assert fallbacks == {"6": "ArithmeticError('singular')", "7": "ArithmeticError('singular')"}
+
+
+def test_several_objectives_are_refused_with_what_to_use() -> None:
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=hd.AdditiveBO())
+    with pytest.raises(ValueError, match=r"one objective, got 2\. Use optuna"):
+        study.ask({"x": FloatDistribution(0, 1)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch must be a whole number of at least 1, got 0"),
+        ({"chains": 1.5}, "chains must be a whole number of at least 1, got 1.5"),
+        ({"n_startup": -1}, "n_startup must be a whole number of at least 0, got -1"),
+        ({"acquisition": "ei"}, "acquisition must be one of .*'logei'.*, got 'ei'"),
+        ({"strategy": "best"}, "strategy must be one of .*'greedy'.*, got 'best'"),
+        ({"structure": "sparse"}, "structure must be 'learned', .* got 'sparse'"),
+        ({"structure": [[0, 1]]}, "a list of lists of names"),
+    ],
+)
+def test_a_wrong_argument_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(hd.StudyError, match=message):
+        hd.AdditiveBO(**options)
+
+
+# What it tells
+
+
+def test_the_structure_is_told_by_name() -> None:
+    tuner = hd.AdditiveBO(n_startup=40)
+    space = hd.Space({name: hd.Float(0, 1) for name in "abcd"})
+    study = hd.Study(space, tuner=tuner, seed=0)
+    tell(study, 32, lambda p: math.sin(6 * p["a"] * p["c"]) + math.cos(5 * p["b"]) + p["d"] ** 2)
+    learned = tuner.structure(study.optuna)
+    assert learned.names == ("a", "b", "c", "d")
+    assert learned.pairs.shape == (4, 4)
+    assert learned.pairs.diagonal() == pytest.approx(1)
+    assert sorted(name for group in learned.groups for name in group) == list("abcd")
+    assert sum(learned.shares.values()) == pytest.approx(1)
+    assert next(iter(learned.shares)) == "all"
+    assert learned.pairs[0, 2] == learned.pairs.flatten()[[1, 2, 3, 6, 7, 11]].max()
+
+
+def test_a_study_without_losses_has_no_structure() -> None:
+    tuner = hd.AdditiveBO()
+    study = hd.Study(SQUARE, tuner=tuner, seed=0)
+    with pytest.raises(hd.StudyError, match="at least one complete trial"):
+        tuner.structure(study.optuna)
+    assert tuner.diagnostics(study.optuna).losses == 0
