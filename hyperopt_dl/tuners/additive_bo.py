@@ -78,8 +78,7 @@ class AdditiveBO(BaseSampler):
             "thompson" maximises draws of the function. The last three do not read `acquisition`.
         n_startup: Losses before the model is used; until then points come from a scrambled Sobol
             sequence. ``None`` is the larger of 10 and `batch`.
-        device: Where models are computed, a device of torch; "auto" is the CPU, which is faster up
-            to about a thousand trials.
+        device: Where models are computed, a device of torch; "auto" is the CPU.
         seed: Fixes all proposals; ``None`` is a new one every time. A seed of the ``Study``
             replaces it.
 
