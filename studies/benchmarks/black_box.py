@@ -14,6 +14,7 @@ import argparse
 import fcntl
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,8 @@ D = 6 if OPTIONS.smoke else 20
 STARTS, BATCH = (8, 4) if OPTIONS.smoke else (24, 8)
 TRIALS = 16 if OPTIONS.smoke else OPTIONS.trials
 SEEDS = 1 if OPTIONS.smoke else OPTIONS.seeds
-RESULTS = Path("black_box_smoke.jsonl") if OPTIONS.smoke else OPTIONS.results
+SCRATCH = tempfile.TemporaryDirectory()  # a smoke run leaves nothing behind
+RESULTS = Path(SCRATCH.name) / "smoke.jsonl" if OPTIONS.smoke else OPTIONS.results
 
 
 def ackley(z: Point) -> float:
