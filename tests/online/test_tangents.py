@@ -13,20 +13,14 @@ from tests.online.runs import derivative, groups_of, loss_of, network, tangents,
 from tests.optimizers.twins import TWINS, Twin, public
 
 STEPS = 12
+MORE: dict[str, list[dict[str, Any]]] = {
+    "SGD": [{"nesterov": True}, {"maximize": True}],
+    "Adagrad": [{"maximize": True}, {"initial_accumulator_value": 0.7}],
+}
 CASES = [
     pytest.param(row, flags, id="-".join([row.name, *flags]))
-    for row, more in zip(
-        TWINS,
-        (
-            ({"nesterov": True}, {"maximize": True}),
-            ({"maximize": True},),
-            ({"maximize": True},),
-            ({"maximize": True},),
-            ({"maximize": True}, {"initial_accumulator_value": 0.7}),
-        ),
-        strict=True,
-    )
-    for flags in (*row.flags, *more)
+    for row in TWINS
+    for flags in [*row.flags, *MORE.get(row.name, [{"maximize": True}])]
 ]
 WRITTEN = {"beta1": "betas[0]", "beta2": "betas[1]"}
 
