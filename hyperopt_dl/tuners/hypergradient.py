@@ -26,7 +26,7 @@ from hyperopt_dl.tuners.record import recorded
 from hyperopt_dl.tuners.trail import (
     Place,
     can_move,
-    is_good,
+    good_of,
     latest,
     read_places,
     trail_of,
@@ -58,11 +58,12 @@ class Hypergradient(BaseSampler):
     ``starts`` when a chain begins, and stays where it is in the chain. Every chain begins with the
     ``init`` of an ``Array``.
 
-    A trial that fails or is pruned, or whose hypergradient is not finite, sends its chain back to
-    its last good point with half the step, for the rest of the chain; every further failure halves
-    it again. A chain whose first trial fails, or that fails ten times in a row, begins anew. A
-    trial that was interrupted counts for nothing; one whose parameters were enqueued begins its
-    chain there. Where more trials run at once than there are chains, spare chains take the rest.
+    A trial that fails or is pruned, whose hypergradient is not finite, or whose loss lies above all
+    losses on the chain's way to its lowest one, sends its chain back to its last good point with
+    half the step, for the rest of the chain; every further failure halves it again. A chain whose
+    first trial fails, or that fails ten times in a row, begins anew. A trial that was interrupted
+    counts for nothing; one whose parameters were enqueued begins its chain there. Where more trials
+    run at once than there are chains, spare chains take the rest.
 
     In ``Study`` the workload is a ``Training``, and pruning is off: trials of one chain are like
     each other and unlike all others. In an objective of plain Optuna, ``evaluate`` runs the
@@ -233,7 +234,8 @@ class Hypergradient(BaseSampler):
             return Place(chain, 0)
         position = places[last[chain]].position + 1
         long = self.chain_length is not None and position >= self.chain_length
-        stuck = not can_move(trail_of(trials, places, chain, trial.number))
+        trail = trail_of(trials, places, chain, trial.number)
+        stuck = not can_move(trail, sign=_sign(study))
         return Place(chain, 0 if long or stuck else position)
 
     def _trail(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
@@ -243,7 +245,7 @@ class Hypergradient(BaseSampler):
 
     def _anchor(self, study: optuna.Study, trial: FrozenTrial) -> FrozenTrial:
         """Return the chain's last good trial."""
-        return [t for t in self._trail(study, trial) if is_good(t)][-1]
+        return good_of(self._trail(study, trial), sign=_sign(study))[-1]
 
     def _ahead(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, float | Tensor]:
         """Return what moves, at the chain's next point."""
@@ -251,8 +253,11 @@ class Hypergradient(BaseSampler):
         dims = moving(anchor, archive, self.fixed)
         if not dims:
             return {}
-        trail = latest(self._trail(study, trial), lambda t: moving(t, archive, self.fixed) == dims)
-        good = [t for t in trail if is_good(t)]
+        sign = _sign(study)
+        whole = self._trail(study, trial)
+        trail = latest(whole, lambda t: moving(t, archive, self.fixed) == dims, sign=sign)
+        numbers = {t.number for t in trail}
+        good = [t for t in good_of(whole, sign=sign) if t.number in numbers]
         descent = self._descent(study, self._place(study, trial).chain, good, dims)
         return values_at(descent.ahead(failures=len(trail) - len(good)), dims)
 
@@ -260,7 +265,7 @@ class Hypergradient(BaseSampler):
         self, study: optuna.Study, chain: int, good: Sequence[FrozenTrial], dims: Dimensions
     ) -> Descent:
         """Return a chain's descent after its good trials, gone on with where it was left."""
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        sign = _sign(study)
         visit = partial(visit_of, dims=dims, archive=archive_of(study), sign=sign)
         settings, numbers = (dims, sign, self.optimizer, self.lr), [t.number for t in good]
         folds = self._folds.setdefault(study, {})
@@ -276,6 +281,10 @@ class Hypergradient(BaseSampler):
         self._placing = threading.Lock()
         self._places: WeakKeyDictionary[optuna.Study, dict[int, Place]] = WeakKeyDictionary()
         self._folds: WeakKeyDictionary[optuna.Study, dict[int, _Fold]] = WeakKeyDictionary()
+
+
+def _sign(study: optuna.Study) -> float:
+    return -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
 
 
 def _begins(numbers: Sequence[int], first: Sequence[int]) -> bool:

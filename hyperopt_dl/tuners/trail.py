@@ -6,7 +6,7 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hyperopt_dl.tuners.chain import alive
+from hyperopt_dl.tuners.chain import alive, is_setback
 from hyperopt_dl.tuners.record import recorded
 
 PLACES = "hypergradient:"
@@ -48,25 +48,53 @@ def trail_of(
     return [t for t in finished if t.user_attrs.get("failure") != "interrupted"]
 
 
-def can_move(trail: Sequence[FrozenTrial]) -> bool:
+def can_move(trail: Sequence[FrozenTrial], *, sign: float) -> bool:
     """Return whether a chain can go on: it moves, and it has not failed too often."""
     complete = [trial for trial in trail if trial.state == TrialState.COMPLETE]
+    good = {trial.number for trial in good_of(trail, sign=sign)}
     return all(recorded(trial.user_attrs) for trial in complete) and alive(
-        [trial if is_good(trial) else None for trial in trail]
+        [trial if trial.number in good else None for trial in trail]
     )
 
 
-def is_good(trial: FrozenTrial) -> bool:
+def good_of(trail: Sequence[FrozenTrial], *, sign: float) -> list[FrozenTrial]:
+    """Return the trials that a descent follows: with a finite gradient, and no setback.
+
+    Where a range has changed, losses are compared anew.
+
+    Args:
+        trail: The finished trials of a chain, in order.
+        sign: 1 to go down, -1 to go up.
+    """
+    good: list[FrozenTrial] = []
+    losses: list[float] = []
+    for trial in trail:
+        if good and trial.distributions != good[-1].distributions:
+            losses = []
+        if _is_complete(trial) and not is_setback(sign * _value(trial), losses):
+            good.append(trial)
+            losses.append(sign * _value(trial))
+    return good
+
+
+def latest(
+    trail: Sequence[FrozenTrial], like: Callable[[FrozenTrial], bool], *, sign: float
+) -> list[FrozenTrial]:
+    """Return the end of a trail in which all good trials are alike.
+
+    Where a range has changed, or what has a derivative, a descent begins in the new coordinates.
+    """
+    other = {trial.number for trial in good_of(trail, sign=sign) if not like(trial)}
+    begun = [i for i, trial in enumerate(trail) if trial.number in other]
+    return list(trail[max(begun, default=-1) + 1 :])
+
+
+def _is_complete(trial: FrozenTrial) -> bool:
     """Return whether a trial is complete with a gradient that is finite."""
     gradient = recorded(trial.user_attrs)
     complete = trial.state == TrialState.COMPLETE
     return complete and bool(gradient) and None not in (gradient or {}).values()
 
 
-def latest(trail: Sequence[FrozenTrial], like: Callable[[FrozenTrial], bool]) -> list[FrozenTrial]:
-    """Return the end of a trail in which all good trials are alike.
-
-    Where a range has changed, or what has a derivative, a descent begins in the new coordinates.
-    """
-    other = [i for i, trial in enumerate(trail) if is_good(trial) and not like(trial)]
-    return list(trail[max(other, default=-1) + 1 :])
+def _value(trial: FrozenTrial) -> float:
+    return float("inf") if trial.value is None else trial.value

@@ -196,6 +196,30 @@ def test_a_number_that_is_not_finite_halves_the_step_from_the_last_good_point(
     assert [t.state.name for t in study.trials] == ["COMPLETE", state, state, "COMPLETE", state]
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_loss_above_all_before_halves_the_step_from_the_last_good_point(direction: Any) -> None:
+    sign = 1 if direction == "minimize" else -1
+    inner = broken_below(2.6, 1000.0, -50.0)
+
+    def estimator(training: hd.Training, hparams: Any, **_: Any) -> Any:
+        value, gradient = inner(training, hparams)
+        return sign * value, {name: sign * slope for name, slope in gradient.items()}
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("x", 2.0, 6.0)
+        return hd.evaluate(trial, PROBLEM)
+
+    tuner = hd.Hypergradient(estimator, optimizer="sgd", lr=2**-7)
+    study = optuna.create_study(direction=direction, sampler=tuner)
+    study.enqueue_trial({"x": 5.0})
+    study.optimize(objective, n_trials=7)
+    # A step of SGD is 4**2 * lr * 2 x = x / 4 long. Below 2.6 the loss is above that of the start:
+    # twice half the step from 2.8125, and so a quarter of it from then on.
+    last = 2.8125 * (1 - 1 / 16)
+    wanted = [5.0, 3.75, 2.8125, 2.8125 * 0.75, 2.8125 * 0.875, last, last * (1 - 1 / 16)]
+    assert [trial.params["x"] for trial in study.trials] == pytest.approx(wanted)
+
+
 def test_a_derivative_that_is_not_finite_is_recorded_as_null() -> None:
     study = tuned(
         hd.Space(x=hd.Float(2.0, 6.0)), 1, start={"x": 2.0}, estimator=broken_below(3.0, 1.0)
