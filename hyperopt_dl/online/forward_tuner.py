@@ -79,10 +79,10 @@ class ForwardTuner:
         history: The moves so far.
 
     Example:
-        >>> import torch
+        >>> import torch, hyperopt_dl as hd
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        >>> tuner = ForwardTuner(optimizer, tune={"lr": Float(1e-5, 10, log=True)})
+        >>> tuner = hd.online.ForwardTuner(optimizer, tune={"lr": hd.Float(1e-5, 10, log=True)})
         >>> x, y = torch.ones(8, 3), torch.ones(8, 1)
         >>> for _ in range(20):
         ...     optimizer.zero_grad()
