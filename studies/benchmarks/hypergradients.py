@@ -56,12 +56,13 @@ from studies.data import fashion_mnist
 parser = argparse.ArgumentParser(description="Time hypergradients, against training and peers.")
 parser.add_argument("--smoke", action="store_true", help="see that it works: a few steps only")
 parser.add_argument("--only", nargs="+", metavar="WORK", help="only these workloads")
+parser.add_argument("--turns", type=int, default=7, help="runs of each contestant, in turns")
 parser.add_argument("--compile", action="store_true", help="have compiled steps take part")
 parser.add_argument("--long", action="store_true", help="only the memory of 100,000 steps")
 parser.add_argument("--memory-of", nargs=3, metavar=("CONTESTANT", "WORK", "STEPS"))
 options = parser.parse_args()
 
-REPEATS = 1 if options.smoke else 7
+REPEATS = 1 if options.smoke else options.turns
 HORIZONS: dict[str, tuple[int, ...]] = {
     "A": (100, 400, 1600), "B": (400,), "C": (400,),
     "cnn": (60,), "cnn+bn": (60,), "gru": (60,), "transformer": (60,),
