@@ -113,11 +113,13 @@ class SplitStep(WholeStep):
         return super().gradient(used)
 
     def recorded_bytes(self) -> int:
-        """Return the bytes that one recorded step keeps: activations, and the state before it."""
-        before = self.initial()
-        after, recorded = self.record(before, 0)
-        beside = [*before.values(), *after.values()]
-        return saved_bytes(recorded.saved, beside) + size_of(before, after) - size_of(before)
+        """Return the bytes that one more recorded step keeps: activations, and a state."""
+        start = self.initial()
+        before, first = self.record(start, 0)
+        after, second = self.record(before, 1)
+        held = [*start.values(), *before.values(), *first.saved.tensors()]  # data that all share
+        state = size_of(start, before, after) - size_of(start, before)
+        return saved_bytes(second.saved, [*held, *after.values()]) + state
 
     def _call(self, name: str, state: State, t: int, *more: Tensor) -> Any:
         """Call one of the derivatives at a step, on its batch and its stream of random numbers."""

@@ -387,8 +387,9 @@ if options.memory_of:
     measured, of, length = options.memory_of
     CONTESTANTS.setdefault("Reverse(20)", ours(20))
     CONTESTANTS[measured](Work(of, 50))  # imports, and a trace where there is one
+    work = Work(of, int(length))
     before = peak(reset=True)
-    CONTESTANTS[measured](Work(of, int(length)))
+    CONTESTANTS[measured](work)
     print(peak() - before)
     sys.exit()
 
@@ -402,7 +403,8 @@ table = Table(
     box=SIMPLE_HEAD,
 )  # fmt: skip
 for name, horizons in HORIZONS.items():
-    errors = {contestant: error(contestant, name) for contestant in CONTESTANTS}
+    checked = () if options.smoke and name in NETS else CONTESTANTS
+    errors = {contestant: error(contestant, name) for contestant in checked}
     for steps in horizons:
         work = Work(name, steps)
         times: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
@@ -415,7 +417,7 @@ for name, horizons in HORIZONS.items():
             ratios = sorted(a / b for a, b in zip(column, times["training"], strict=True))
             median = statistics.median(column) / statistics.median(times["training"])
             low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
-            wrong = errors[contestant]
+            wrong = errors.get(contestant)
             table.add_row(
                 name,
                 str(steps),

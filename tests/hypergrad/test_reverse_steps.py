@@ -1,0 +1,117 @@
+"""Steps that work in place, do not replay, or have no derivative."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad import Reverse, hypergradient, split_step
+from hyperopt_dl.hypergrad.reverse import Memory
+from tests.hypergrad.runs import assert_close, fresh, mlp, supervised, unroll, vectors
+
+
+class NumpyNoise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(np.random.rand())
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+class StraightThrough(torch.autograd.Function):
+    """Rounds, and passes the gradient on as if it had not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class Gradient(torch.autograd.Function):
+    """The backward pass of ``Doubled``; its own one gives each entry another factor."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.arange(grads[0].shape[-1], dtype=grads[0].dtype) * grads[0]
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return Gradient.apply(grads[0])  # type: ignore[no-untyped-call]
+
+
+class Custom(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.function.apply(x) * x
+        return out
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("memory", ["activations", "all"])
+def test_a_layer_that_works_in_place_leaves_the_data_as_they_were(memory: Memory) -> None:
+    x, y = vectors()
+    model = fresh(lambda: nn.Sequential(nn.ReLU(inplace=True), mlp()))
+    before = x.clone()
+    training = supervised(model, (x, y), vectors(1), batch_size=None)
+    found = hypergradient(training, {"lr": 0.1}, estimator=Reverse(memory), seed=2)
+    assert torch.equal(x, before)
+    assert_close(found, unroll(training, {"lr": 0.1}, seed=2), 1e-10)
+
+
+@pytest.mark.usefixtures("path")
+def test_a_straight_through_estimator_is_differentiated_as_it_is() -> None:
+    model = fresh(lambda: mlp(nn.Tanh(), Custom(StraightThrough)))
+    training = supervised(model, vectors(), vectors(1))
+    found = hypergradient(training, {"lr": 0.1}, seed=2)
+    assert_close(found, unroll(training, {"lr": 0.1}, seed=2), 1e-10)
+
+
+@pytest.mark.usefixtures("path")
+def test_a_wrong_second_derivative_is_refused() -> None:
+    training = supervised(fresh(lambda: mlp(nn.Tanh(), Custom(Doubled))), vectors(), vectors(1))
+    with pytest.raises(TrainingError, match=r"must be symmetric, but v·\(Hu\) and u·\(Hv\)"):
+        hypergradient(training, {"lr": 0.1}, seed=2)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("layer", [NumpyNoise, Counter])
+def test_a_step_that_does_not_replay_is_refused(layer: type[nn.Module]) -> None:
+    training = supervised(fresh(lambda: mlp(nn.Tanh(), layer())), vectors(), vectors(1))
+    with pytest.raises(TrainingError, match=r"same numbers when it is computed again.* numpy"):
+        hypergradient(training, {"lr": 0.1})
+
+
+def test_a_run_is_traced_from_the_length_on_that_is_worth_it(
+    traces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_step, "TRACED_FROM", 5)
+    for steps, expected in ((4, 0), (5, 1)):
+        training = supervised(fresh(mlp), vectors(), vectors(1), batch_size=None, steps=steps)
+        hypergradient(training, {"lr": 0.1})
+        assert len(traces) == expected
