@@ -32,11 +32,16 @@ def hypergradient(
     Raises:
         TrainingError: The training, an estimator or a hyperparameter that cannot be differentiated.
     """
+    estimate = Reverse() if estimator is None else estimator
+    if isinstance(training, type) or isinstance(estimator, type) or not callable(estimate):
+        raise TrainingError(
+            f"A hypergradient needs objects, such as Supervised(...) and Reverse(memory='sqrt'), "
+            f"got {training!r} and estimator={estimator!r}."
+        )
     missing = [name for name in ("steps", "init", "step", "loss") if not hasattr(training, name)]
     if missing:
         raise TrainingError(
             f"A hypergradient needs a Training, got a {type(training).__name__}, which has no "
             f"{', '.join(missing)}."
         )
-    estimate = Reverse() if estimator is None else estimator
     return estimate(training, hparams, seed=seed, device=device)

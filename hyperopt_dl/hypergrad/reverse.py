@@ -214,7 +214,9 @@ def steps_of(
             f"compile=True is for a Supervised, got a {type(training).__name__}, whose steps are "
             f"differentiated as a whole. Leave compile out."
         )
-    return WholeStep(training, hparams, seed=seed, device=device)
+    run = WholeStep(training, hparams, seed=seed, device=device)
+    run.check()
+    return run
 
 
 def budget_bytes(text: str) -> int:

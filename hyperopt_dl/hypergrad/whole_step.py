@@ -48,6 +48,30 @@ class WholeStep:
         self.final: State = {}
         """The state that ``pull_loss`` was given."""
 
+    def check(self) -> None:
+        """See that the first step gives the same state twice, with what went in: costs two steps.
+
+        Raises:
+            TrainingError: It does not, or a state is none.
+        """
+        state = self.initial()
+        _must_be_state("init", state)
+        first, second = self.advance(state, 0), self.advance(state, 0)
+        _must_be_state("step", first)
+        if first.keys() != state.keys():
+            raise TrainingError(
+                f"step must return the entries of the state that it is given, {sorted(state)}, got "
+                f"{sorted(first)}."
+            )
+        for name, value in first.items():
+            if not _alike(value, second[name]):
+                raise TrainingError(
+                    f"A step must give the same numbers when it is computed again from the same "
+                    f"state, but {name!r} differed. Likely sources: torch's global generator, "
+                    f"numpy.random, Python's random, a counter, or a write into the state that was "
+                    f"given. Draw from a torch.Generator that is seeded from the run's seed and t."
+                )
+
     def initial(self) -> State:
         """Return s[0], without a graph."""
         with torch.no_grad():
@@ -98,6 +122,9 @@ class WholeStep:
         inputs = _leaves(state)
         with torch.enable_grad():
             loss = self._training.loss({**state, **inputs}, self.gathered.hparams)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise TrainingError(f"The outer loss must be a 0-dim tensor, got {shape}.")
         if not loss.requires_grad:
             raise TrainingError(
                 "The outer loss must depend on the state in a differentiable way, got a value "
@@ -134,3 +161,22 @@ def _leaves(state: State) -> dict[str, Tensor]:
         for name, value in state.items()
         if value.is_floating_point() or value.is_complex()
     }
+
+
+def _must_be_state(method: str, state: Any) -> None:
+    """Raise unless this is a flat dictionary of tensors."""
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        kinds = (
+            {n: type(v).__name__ for n, v in state.items()} if isinstance(state, dict) else state
+        )
+        raise TrainingError(
+            f"{method} must return a state, a flat dict[str, Tensor], got {str(kinds)[:200]}."
+        )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal, up to the order in which a device adds up."""
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    rounding = 1e4 * torch.finfo(a.dtype).eps if a.is_cuda else 0.0
+    return torch.allclose(a, b, rtol=rounding, atol=rounding, equal_nan=True)

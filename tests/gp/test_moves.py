@@ -121,7 +121,8 @@ def test_a_long_chain_visits_partitions_in_proportion_to_the_posterior(
 @pytest.mark.parametrize("name", ["gibbs", "split or merge", "guided split or merge", "round"])
 def test_a_longer_chain_does_so_in_more_dimensions(name: str, D: int, prior: Prior) -> None:
     table = Table(D, prior)
-    assert distance(table, chain(MOVES[name], table, 60_000)) < 0.05
+    length = 240_000 if name.startswith("guided") else 60_000  # its proposals are timid
+    assert distance(table, chain(MOVES[name], table, length)) < 0.05
 
 
 def evidence(D: int, prior: Prior, n: int = 25) -> Evidence:

@@ -1,5 +1,6 @@
 """Steps that work in place, do not replay, or have no derivative."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Reverse, hypergradient, split_step
 from hyperopt_dl.hypergrad.reverse import Memory
+from hyperopt_dl.training import HParams, State
 from tests.hypergrad.runs import assert_close, fresh, mlp, supervised, unroll, vectors
+from tests.problems import Quadratic
 
 
 class NumpyNoise(nn.Module):
@@ -115,3 +118,53 @@ def test_a_run_is_traced_from_the_length_on_that_is_worth_it(
         training = supervised(fresh(mlp), vectors(), vectors(1), batch_size=None, steps=steps)
         hypergradient(training, {"lr": 0.1})
         assert len(traces) == expected
+
+
+@dataclass(frozen=True)
+class Odd(Quadratic):
+    """A training of one's own that breaks one promise."""
+
+    fault: str = ""
+
+    def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> Any:
+        state = super().init(hparams, seed=seed, device=device)
+        if self.fault == "no tensor":
+            return {**state, "epoch": 0.5}
+        return state["x"] if self.fault == "no dictionary" else state
+
+    def step(self, state: State, hparams: HParams, t: int) -> Any:
+        after = super().step(state, hparams, t)
+        if self.fault == "global noise":
+            return {**after, "x": after["x"] + torch.randn(())}
+        if self.fault == "numpy noise":
+            return {**after, "x": after["x"] + np.random.rand()}
+        if self.fault == "another entry":
+            return {**after, "more": after["x"]}
+        return None if self.fault == "nothing" else after
+
+    def loss(self, state: State, hparams: HParams) -> Any:
+        value = super().loss(state, hparams)
+        return value[None] if self.fault == "vector" else value
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("global noise", "same numbers when it is computed again .* 'x' differed"),
+        ("numpy noise", "same numbers when it is computed again .* 'x' differed"),
+        ("another entry", r"must return the entries of the state .* got \['more', 'seed', 'x'\]"),
+        ("nothing", "step must return a state, a flat dict"),
+        ("no dictionary", "init must return a state, a flat dict"),
+        ("no tensor", "init must return a state, .* 'epoch': 'float'"),
+        ("vector", r"outer loss must be a 0-dim tensor, got \(1,\)"),
+    ],
+)
+def test_a_training_that_breaks_its_promise_is_refused(fault: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        hypergradient(Odd(steps=4, fault=fault), {"lr": 0.1})
+
+
+@pytest.mark.parametrize("arguments", [{"estimator": "sqrt"}, {"estimator": Reverse}])
+def test_what_is_no_estimator_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match="needs objects"):
+        hypergradient(Odd(steps=4), {"lr": 0.1}, **arguments)
