@@ -20,6 +20,7 @@ Optimization via Structural Kernel Learning", ICML 2017 (UCB per group).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from botorch.utils.probability.utils import log_ndtr, log_phi, ndtr, phi
@@ -126,8 +127,11 @@ def noisy_fantasies(
 
 
 def log_expected_improvement(fantasies: Fantasies, x: Tensor) -> Tensor:
-    """Return the log of EI, averaged over fantasies, ``[m]``."""
-    mean, variance = fantasies.posterior.mean_and_variance(x)
+    """Return the log of EI, averaged over fantasies, ``[m]``, float64.
+
+    The posterior is computed in the precision of ``x``.
+    """
+    mean, variance = (told.double() for told in fantasies.posterior.mean_and_variance(x))
     floor = _LEAST_VARIANCE * fantasies.posterior.kernel.variance
     sigma = variance.clamp(min=floor).sqrt().unsqueeze(-1)
     u = (mean - fantasies.incumbents) / sigma
@@ -161,9 +165,9 @@ def believe(posterior: Posterior, pending: Tensor) -> Posterior:
 
 def log_feasibility(limits: Sequence[Limit], x: Tensor) -> Tensor:
     """Return the log probability that all limits hold, taken as independent, ``[m]``."""
-    total = torch.zeros_like(x[..., 0])
+    total = torch.zeros_like(x[..., 0], dtype=torch.float64)
     for limit in limits:
-        mean, variance = limit.posterior.mean_and_variance(x)
+        mean, variance = (told.double() for told in limit.posterior.mean_and_variance(x))
         floor = _LEAST_VARIANCE * limit.posterior.kernel.variance
         total = total + log_ndtr(
             (limit.bound - mean.squeeze(-1)) / variance.clamp(min=floor).sqrt()
@@ -172,18 +176,38 @@ def log_feasibility(limits: Sequence[Limit], x: Tensor) -> Tensor:
 
 
 def log_h(u: Tensor) -> Tensor:
-    """Return log(φ(u) + u Φ(u)) to about 1e-9 relative for any finite u, with its derivative.
+    """Return log(φ(u) + u Φ(u)) to about 1e-9 relative for any finite u; differentiable once."""
+    logs: Tensor = _LogH.apply(u)  # type: ignore[no-untyped-call]
+    return logs
 
-    Above -1 the definition serves. Below, the two terms cancel, and with the scaled complementary
-    error function h = φ(u) (1 - e^w), w = log(|u| Φ(u) / φ(u)), where 1 - e^w → 1/u².
+
+class _LogH(torch.autograd.Function):
+    """log h and its slope Φ / h.
+
+    Above -1 the definitions serve. Below, the two terms of h cancel, and with the scaled
+    complementary error function h = φ(u) (1 - e^w), w = log(|u| Φ(u) / φ(u)), where 1 - e^w → 1/u².
     """
-    high = u.clamp(min=-1.0)
-    low = u.clamp(max=-1.0)
-    middle = low.clamp(min=-1e5)
-    w = torch.log(-middle * math.sqrt(math.pi / 2) * torch.special.erfcx(-middle / math.sqrt(2)))
-    tail = torch.where(low > -1e5, log1mexp(w), -2 * torch.log(-low))
-    above = torch.log(phi(high) + high * ndtr(high))
-    return torch.where(u > -1.0, above, log_phi(low) + tail)
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        high = u.clamp(min=-1.0)
+        low = u.clamp(max=-1.0)
+        middle = low.clamp(min=-1e5)
+        ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(-middle / math.sqrt(2))
+        w = torch.log(-middle * ratio)
+        tail = torch.where(low > -1e5, log1mexp(w), -2 * torch.log(-low))
+        cumulative = ndtr(high)
+        h = phi(high) + high * cumulative
+        if ctx.needs_input_grad[0]:
+            slope = torch.where(low > -1e5, 1 / (middle * torch.expm1(-w)).neg(), -low)
+            ctx.save_for_backward(torch.where(u > -1.0, cumulative / h, slope))
+        logs: Tensor = torch.where(u > -1.0, torch.log(h), log_phi(low) + tail)
+        return logs
+
+    @staticmethod
+    def backward(ctx: Any, to_logs: Tensor) -> Tensor:
+        slope: Tensor = ctx.saved_tensors[0]
+        return to_logs * slope
 
 
 def _draw(posterior: Posterior, x: Tensor, s: int, seed: int) -> Tensor:

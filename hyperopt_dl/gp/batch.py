@@ -146,7 +146,9 @@ def _worth(
     draws = derive(seed, "fantasies")
     if acquisition == "ucb":
         believed, t = believe(chain, pending), chain.x.shape[-2]
-        return lambda x: group_ucb(believed, x, observations=t) + log_feasibility(limits, x)
+        return lambda x: (
+            group_ucb(believed, x.double(), observations=t) + log_feasibility(limits, x)
+        )
     if acquisition == "logei":
         known = fantasize(chain, pending, knowledge.best, s=FANTASIES, seed=draws, limits=limits)
     else:
@@ -160,7 +162,7 @@ def _draw(knowledge: Knowledge, chain: Posterior, seed: int) -> Acquisition:
     generator = torch.Generator().manual_seed(derive(seed, "path"))
     sizes = [len(levels) for levels in knowledge.domain.levels if levels is not None]
     path = draw_path(chain, choices=max(sizes, default=1), temper=TEMPER, generator=generator)
-    return lambda x: path(x) + log_feasibility(knowledge.limits, x)
+    return lambda x: path(x.double()) + log_feasibility(knowledge.limits, x)
 
 
 def _per_group(

@@ -11,12 +11,14 @@ of values (fantasies) share one factor: they differ in ``A⁻¹ y`` alone.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hyperopt_dl.gp.kernel import Kernel
 from hyperopt_dl.gp.likelihood import cholesky
+from hyperopt_dl.gp.marginals import Marginals, prepare
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Posterior:
     weights: Tensor
     """``[..., n, s]``, A⁻¹ y."""
 
+    @cached_property
+    def _marginals(self) -> dict[torch.dtype, Marginals]:
+        return {}
+
     def __getitem__(self, index: int) -> "Posterior":
         """Return one member of a batch."""
         return Posterior(
@@ -53,12 +59,14 @@ class Posterior:
     def mean_and_variance(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``[..., m, s]`` and the variance ``[..., m]``, which is at least 0.
 
-        Costs O(n² m), of which ``mean`` alone would be O(n m).
+        They are computed in the precision of ``x``, and are differentiable once, in the dimensions
+        that are not categorical. Costs O(n² m), of which ``mean`` alone would be O(n m).
         """
-        k = self.kernel(x, self.x)
-        explained = self._whiten(k.mT).square().sum(-2)
-        variance = self.kernel.variance.unsqueeze(-1) - explained
-        return k @ self.weights, variance.clamp(min=0)
+        if x.dtype not in self._marginals:
+            self._marginals[x.dtype] = prepare(
+                self.kernel, self.x, self.factor, self.weights, x.dtype
+            )
+        return self._marginals[x.dtype](x)
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return the covariance ``[..., m1, m2]`` of the function between two sets of points."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.gp.acquisition import Limit
-from hyperopt_dl.gp.chains import Fitted, fit, refit
+from hyperopt_dl.gp.chains import Fitted, fit, kernel_of, refit
 from hyperopt_dl.gp.posterior import Posterior, condition
 from hyperopt_dl.gp.warp import Warp, compressing, plain
 from hyperopt_dl.seeds import derive
@@ -27,7 +27,7 @@ Structure: TypeAlias = Literal["learned", "full", "additive"] | Sequence[Sequenc
 """What the model's groups are: learned, none, every dimension alone, or known, by name."""
 FIRST = 8
 """The losses at the first checkpoint; from fewer no structure is learned."""
-ROUNDS = 30
+ROUNDS = 20
 """Rounds of moves of each chain at a checkpoint."""
 _KEPT = 256  # checkpoints in memory
 
@@ -119,7 +119,7 @@ class Fitter:
             self._last = digest, *self._fit(data)
         _, fitted, warp = self._last
         values = warp(data.losses).unsqueeze(-1)
-        kernels = [fitted.kernel[c] for c in range(len(fitted.chains))]
+        kernels = [kernel_of(chain, data.categorical) for chain in fitted.chains]
         chains = tuple(condition(kernel, data.x, values) for kernel in kernels)
         return Surrogate(fitted, warp, chains, _limits(observations, data))
 
@@ -163,11 +163,11 @@ class Fitter:
 def checkpoints(n: int) -> list[int]:
     """Return the numbers of losses up to n at which structures are learned anew.
 
-    They are ``FIRST`` apart at first, later an eighth of the number before.
+    They are ``FIRST`` apart at first, later a quarter of the number before.
     """
     sizes = [FIRST]
     while sizes[-1] <= n:
-        sizes.append(sizes[-1] + max(FIRST, sizes[-1] // 8))
+        sizes.append(sizes[-1] + max(FIRST, sizes[-1] // 4))
     return sizes[:-1]
 
 

@@ -182,7 +182,7 @@ def test_the_search_depends_on_its_seed_alone() -> None:
     def find(seed: int) -> Tensor:
         around = torch.full((1, 5), 0.5, dtype=torch.double)
         return maximize(
-            lambda x: (torch.sin(90 * x) + x).sum(-1),
+            lambda x: (torch.sin(900 * x) + x).sum(-1),
             cube(5),
             around=around,
             seen=around,
