@@ -1,253 +1,215 @@
 """The race of black-box tuners: regret against evaluations and CPU seconds, on paired seeds.
 
-    python studies/benchmarks/black_box.py [--smoke] [--results FILE] [--only-table]
+    python studies/benchmarks/black_box.py [--smoke] [--results FILE] [--only-table] [--figure FILE]
 
-Every method gets the same 24 quasi-random starts, then proposes batches of 8 by asking eight times
-before it is told. A seed decides the starts, and the shift or the draw of the function. Each run is
-one line of JSON in the results file; a run that is there already is not run again, so the script
-can be interrupted and continued, and two can share a file. The table shows the geometric mean of
-regret over seeds, its ratio to GPSampler's on the same seeds, and the CPU seconds of a run in
-asking and telling. GPSampler is several times faster where the package greenlet is installed.
+Every method gets the same 24 quasi-random starts, then proposes batches of 8 before it is told; the
+sequential one proposes one by one. A seed decides the starts, and the shift or the draw of the
+function. Seeds are the outer loop, so a race that is cut short is paired. Each run is one line of
+JSON in the results file; a run that is there already is not run again, so the script can be
+interrupted and continued, and several processes can share a file. A run that raises is recorded
+with its error. GPSampler is several times faster where the package greenlet is installed.
+
+Regret is that of the incumbent, the point with the least loss that was observed: with noise, the
+noise-free value of the point that looks best. On SVM-66 and Rover-60, whose least value is not
+known, it is the error rate and the cost. CPU seconds are those of asking and telling, with one
+thread. The ratio is the geometric mean over seeds of the regret over GPSampler's on the same seed,
+beside the factor of its standard error.
 """
 
 import argparse
 import fcntl
 import json
-import math
+import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import optuna
 import torch
 from rich.console import Console
-from rich.table import Table
-from scipy.optimize import minimize
 from scipy.stats import qmc
+from threadpoolctl import threadpool_limits
 
 import hyperopt_dl as hd
+from studies.benchmarks.race import functions, real, report
+from studies.benchmarks.race.problem import Cube, Problem
+from studies.benchmarks.race.rover import rover
+from studies.benchmarks.race.tuners import METHODS
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--smoke", action="store_true", help="a tiny version, to see that it runs")
-parser.add_argument("--results", type=Path, default=Path("black_box.jsonl"))
+parser.add_argument("--results", type=Path, default=Path("runs/black_box.jsonl"))
 parser.add_argument("--methods", help="comma-separated names; all of them without this")
 parser.add_argument("--problems", help="comma-separated names; all of them without this")
-parser.add_argument("--seeds", type=int, default=3)
-parser.add_argument("--trials", type=int, default=144)
+parser.add_argument("--seeds", type=int, help="for every method; without this, each has its own")
+parser.add_argument("--trials", type=int, default=200)
 parser.add_argument("--only-table", action="store_true", help="show the results that are there")
+parser.add_argument("--figure", type=Path, help="draw regret against evaluations, an SVG file")
 OPTIONS = parser.parse_args()
 
-Point: TypeAlias = npt.NDArray[np.float64]
-Function: TypeAlias = Callable[[Point], float]
-"""From the unit cube to a regret: 0 is the optimum."""
-
-D = 6 if OPTIONS.smoke else 20
-STARTS, BATCH = (8, 4) if OPTIONS.smoke else (24, 8)
-TRIALS = 16 if OPTIONS.smoke else OPTIONS.trials
-SEEDS = 1 if OPTIONS.smoke else OPTIONS.seeds
+STARTS, BATCH, TRIALS = (8, 4, 12) if OPTIONS.smoke else (24, 8, OPTIONS.trials)
 SCRATCH = tempfile.TemporaryDirectory()  # a smoke run leaves nothing behind
 RESULTS = Path(SCRATCH.name) / "smoke.jsonl" if OPTIONS.smoke else OPTIONS.results
 
-
-def ackley(z: Point) -> float:
-    """Return Ackley's function, 0 at 0."""
-    wave = np.exp(np.cos(2 * np.pi * z).mean())
-    return float(20 + np.e - 20 * np.exp(-0.2 * np.sqrt((z**2).mean())) - wave)
-
-
-def shifted_ackley(seed: int) -> Function:
-    """Ackley on [-5, 5] with its centre within 3 of the middle."""
-    centre = np.random.default_rng(seed).uniform(-3, 3, D)
-    return lambda u: ackley(10 * u - 5 - centre)
-
-
-def add_ackley(seed: int) -> Function:
-    """The sum of Ackley functions of five dimensions each, on [-5, 5], shifted."""
-    rng = np.random.default_rng(seed)
-    centre, order = rng.uniform(-3, 3, D), rng.permutation(D)
-    groups = [order[i : i + 5] for i in range(0, D, 5)]
-    return lambda u: sum(ackley((10 * u - 5 - centre)[group]) for group in groups)
-
-
-def levy(seed: int) -> Function:
-    """Levy's function on [-10, 10], its dimensions reflected at random."""
-    flip = np.random.default_rng(seed).integers(0, 2, D).astype(bool)
-
-    def regret(u: Point) -> float:
-        w = 1 + (20 * np.where(flip, 1 - u, u) - 11) / 4
-        middle = (w[:-1] - 1) ** 2 * (1 + 10 * np.sin(np.pi * w[:-1] + 1) ** 2)
-        last = (w[-1] - 1) ** 2 * (1 + np.sin(2 * np.pi * w[-1]) ** 2)
-        return float(np.sin(np.pi * w[0]) ** 2 + middle.sum() + last)
-
-    return regret
-
-
-def rosenbrock(seed: int) -> Function:
-    """Rosenbrock's function on [-5, 10], its dimensions in random order."""
-    order = np.random.default_rng(seed).permutation(D)
-
-    def regret(u: Point) -> float:
-        x = (15 * u - 5)[order]
-        return float((100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum())
-
-    return regret
-
-
-def add_gp(size: int, lengthscale: float) -> Callable[[int], Function]:
-    """Return a maker of sums of draws from Gaussian processes over groups of one size."""
-
-    def make(seed: int) -> Function:
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(D)
-        members = [order[i : i + size] for i in range(0, D, size)]
-        parts = [_gp_draw(len(group), lengthscale, rng) for group in members]
-        least = sum(_least(part, len(group)) for part, group in zip(parts, members, strict=True))
-        return lambda u: float(
-            sum(part(u[None, g])[0] for part, g in zip(parts, members, strict=True)) - least
-        )
-
-    return make
-
-
-def _gp_draw(d: int, lengthscale: float, rng: np.random.Generator) -> Callable[[Point], Point]:
-    """Return a draw from an RBF process, as 500 random cosines, for ``n x d`` points."""
-    omega, b = rng.standard_normal((500, d)) / lengthscale, rng.uniform(0, 2 * np.pi, 500)
-    xi = rng.standard_normal(500) * math.sqrt(2 / 500)
-    return lambda u: np.asarray(np.cos(u @ omega.T + b) @ xi)
-
-
-def _least(part: Callable[[Point], Point], d: int) -> float:
-    """Return the minimum over the cube, by descent from the best of many points."""
-    u = qmc.Sobol(d, seed=0).random(2**13)
-    starts = u[np.argsort(part(u))[:20]]
-    ends = [minimize(lambda x: part(x[None])[0], s, bounds=[(0, 1)] * d).fun for s in starts]
-    return float(min(ends))
-
-
-def gp_sampler(seed: int) -> optuna.samplers.BaseSampler:
-    """Return Optuna's Gaussian process, without the random starts that it would add."""
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
-
-
-PROBLEMS: dict[str, Callable[[int], Function]] = {
-    "AddGP groups of 2": add_gp(2, 0.3),
-    "AddGP groups of 5": add_gp(5, 0.4),
-    "AddAckley": add_ackley,
-    "Ackley": shifted_ackley,
-    "Levy": levy,
-    "Rosenbrock": rosenbrock,
+PROBLEMS: dict[str, Callable[[int], Problem]] = {
+    "AddGP2-20": functions.add_gp(20, (2, 3), 0.3),
+    "AddGP2-50": functions.add_gp(50, (2, 3), 0.3),
+    "AddGP5-20": functions.add_gp(20, (5,), 0.4),
+    "AddAckley-20": functions.add_ackley(20, 5),
+    "AddAckley-20-noisy": functions.add_ackley(20, 5, noise=0.05),
+    "StyblinskiTang-40": functions.styblinski_tang(40),
+    "Levy-20": functions.levy(20),
+    "Rosenbrock-20": functions.rosenbrock(20),
+    "Ackley-20": functions.shifted_ackley(20),
+    "Hartmann6-50": functions.hartmann6(50),
+    "Rover-60": rover,
+    "Ackley-53": functions.ackley_53,
+    "SVM-66": real.svm,
+    "HPOLib-naval": real.hpolib("naval_propulsion"),
+    "HPOLib-parkinsons": real.hpolib("parkinsons_telemonitoring"),
+    "HPOLib-protein": real.hpolib("protein_structure"),
+    "HPOLib-slice": real.hpolib("slice_localization"),
 }
-METHODS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "GPSampler": gp_sampler,
-    "AdditiveBO": lambda seed: hd.AdditiveBO(seed=seed, n_startup=1),
-    "AdditiveBO full": lambda seed: hd.AdditiveBO(seed=seed, n_startup=1, structure="full"),
-    "AdditiveBO additive": lambda seed: hd.AdditiveBO(seed=seed, n_startup=1, structure="additive"),
-    "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=1),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-}
+if not real.TABLES_ARE_HERE:
+    PROBLEMS = {name: make for name, make in PROBLEMS.items() if not name.startswith("HPOLib")}
+if OPTIONS.smoke:
+    PROBLEMS = {"AddGP2-4": functions.add_gp(4, (2,), 0.3)}
 
 
-def run(method: str, problem: str, seed: int) -> dict[str, object]:
-    """Return the record of one run."""
-    function = PROBLEMS[problem](seed)
-    names = [f"x{d:02d}" for d in range(D)]
-    space: dict[str, optuna.distributions.BaseDistribution] = {
-        name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in names
-    }
-    study = optuna.create_study(sampler=METHODS[method](seed))
-    regrets = []
-    for u in qmc.Sobol(D, seed=seed).random(STARTS):
-        regrets.append(function(u))
-        params = dict(zip(names, u.tolist(), strict=True))
-        study.add_trial(optuna.create_trial(params=params, distributions=space, value=regrets[-1]))
-    cpu, wall = 0.0, time.perf_counter()
-    while len(regrets) < TRIALS:
+def race(method: str, problem: Problem, seed: int) -> dict[str, Any]:
+    """Return the regrets of the incumbents of one run, and its seconds."""
+    noise = np.random.default_rng([seed, 1]).normal(0, problem.noise, TRIALS)
+    cube, batch = Cube(problem.space), METHODS[method].batch or BATCH
+    u = qmc.Sobol(len(problem.space), seed=seed).random_base2(STARTS.bit_length())[:STARTS]
+    points = [cube.spread(start) for start in u]
+    regrets, cpu, wall = list[float](), 0.0, time.perf_counter()
+    seen = list[float]()
+    tuner = None
+    while True:
+        regrets += [problem.regret(point) for point in points]
+        losses = [r + e for r, e in zip(regrets[len(seen) :], noise[len(seen) :], strict=False)]
+        seen += losses
         start = time.process_time()
-        trials = [study.ask(space) for _ in range(BATCH)]
+        if tuner is None:
+            tuner = METHODS[method].make(problem, seed, points[int(np.argmin(losses))])
+        tuner.tell(points, losses)
+        if len(seen) < TRIALS:
+            points = tuner.ask(min(batch, TRIALS - len(seen)))
         cpu += time.process_time() - start
-        for trial in trials:
-            regrets.append(function(np.array([trial.params[name] for name in names])))
-            start = time.process_time()
-            study.tell(trial, regrets[-1])
-            cpu += time.process_time() - start
+        if len(seen) == TRIALS:
+            break
+    incumbents = [int(np.argmin(seen[: i + 1])) for i in range(TRIALS)]
     return {
-        "problem": problem,
-        "method": method,
-        "seed": seed,
-        "D": D,
-        "batch": BATCH,
-        "regrets": [float(f"{r:.6g}") for r in regrets],
+        "regrets": [float(f"{max(regrets[i], problem.floor):.4g}") for i in incumbents],
         "cpu": round(cpu, 2),
         "wall": round(time.perf_counter() - wall, 2),
     }
 
 
-def recorded() -> list[dict[str, object]]:
+def record(problem: str, method: str, seed: int) -> dict[str, Any] | None:
+    """Return the record of one run; ``None`` where the method is not for the problem."""
+    made = PROBLEMS[problem](seed)
+    known = made.groups is not None and any(len(group) > 1 for group in made.groups)
+    if METHODS[method].known_groups and not known:
+        return None
+    line = {
+        "problem": problem,
+        "method": method,
+        "seed": seed,
+        "D": len(made.space),
+        "additive": made.groups is not None,
+        "batch": METHODS[method].batch or BATCH,
+        "starts": STARTS,
+        "trials": TRIALS,
+        "versions": VERSIONS,
+    }
+    try:
+        return line | race(method, made, seed)
+    except Exception as error:
+        return line | {"error": repr(error)}
+
+
+def commit() -> str | None:
+    """Return the commit that runs, marked if files were changed since; ``None`` outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def recorded() -> list[dict[str, Any]]:
     """Return the runs in the results file."""
     if not RESULTS.exists():
         return []
     return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
+def append(line: dict[str, Any]) -> None:
+    with RESULTS.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+
+
 def chosen(given: str | None, names: list[str]) -> list[str]:
     """Return the names that were asked for, in the order of the table."""
-    return names if given is None else [name for name in names if name in given.split(",")]
+    asked = names if given is None else given.split(",")
+    unknown = set(asked) - set(names)
+    if unknown:
+        parser.error(f"There is no {', '.join(sorted(unknown))}. There are {', '.join(names)}.")
+    return [name for name in names if name in asked]
 
 
-def show() -> None:
-    """Print the table of all runs in the results file."""
-    regret: dict[tuple[str, str, int], float] = {}
-    cpu: dict[tuple[str, str], list[float]] = {}
-    for record in recorded():
-        problem, method = str(record["problem"]), str(record["method"])
-        regrets = record["regrets"]
-        assert isinstance(regrets, list)
-        regret[problem, method, int(str(record["seed"]))] = max(min(regrets), 1e-9)
-        cpu.setdefault((problem, method), []).append(float(str(record["cpu"])))
-    table = Table("problem", "method", "seeds", "regret", "per seed", "ratio", "wins", "CPU s")
-    for problem in PROBLEMS:
-        for method in METHODS:
-            own = {s: r for (p, m, s), r in regret.items() if (p, m) == (problem, method)}
-            if not own:
-                continue
-            pairs = [
-                (r, regret[problem, "GPSampler", s])
-                for s, r in own.items()
-                if (problem, "GPSampler", s) in regret
-            ]
-            ratios = [ours / theirs for ours, theirs in pairs]
-            table.add_row(
-                problem,
-                method,
-                str(len(own)),
-                f"{_geometric_mean(list(own.values())):.3g}",
-                " ".join(f"{own[s]:.3g}" for s in sorted(own)),
-                f"{_geometric_mean(ratios):.2f}" if ratios else "",
-                f"{sum(r < 1 for r in ratios)}/{len(ratios)}",
-                f"{np.mean(cpu[problem, method]):.1f}",
-            )
-    Console(width=120).print(table)
+def run_all() -> None:
+    """Run what was asked for and is not recorded yet, nor being run by another process.
+
+    Whoever runs the k-th run holds a lock on byte k of a file beside the results. A process that
+    dies loses its locks, so nothing is left claimed.
+    """
+    problems = chosen(OPTIONS.problems, list(PROBLEMS))
+    methods = chosen(OPTIONS.methods, list(METHODS))
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    most = max(METHODS[method].seeds for method in methods)
+    seeds = 1 if OPTIONS.smoke else most if OPTIONS.seeds is None else OPTIONS.seeds
+    with RESULTS.with_suffix(".lock").open("a") as claims:
+        for seed in range(seeds):
+            for problem in problems:
+                for method in methods:
+                    if OPTIONS.seeds is None and seed >= METHODS[method].seeds:
+                        continue
+                    place = list(PROBLEMS).index(problem), list(METHODS).index(method)
+                    k = (seed * len(PROBLEMS) + place[0]) * len(METHODS) + place[1]
+                    try:
+                        fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, k)
+                    except OSError:
+                        continue
+                    done = {(r["problem"], r["method"], r["seed"]) for r in recorded()}
+                    if (problem, method, seed) not in done:
+                        line = record(problem, method, seed)
+                        if line is not None:
+                            append(line)
+                    fcntl.lockf(claims, fcntl.LOCK_UN, 1, k)
 
 
-def _geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(math.log(value) for value in values) / len(values))
-
-
+VERSIONS = {
+    "hyperopt_dl": hd.__version__,
+    "commit": commit(),
+    "optuna": optuna.__version__,
+    "torch": torch.__version__,
+}
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 if not OPTIONS.only_table:
-    for seed in range(SEEDS):
-        for problem in chosen(OPTIONS.problems, list(PROBLEMS)):
-            for method in chosen(OPTIONS.methods, list(METHODS)):
-                done = {(r["problem"], r["method"], r["seed"]) for r in recorded()}
-                if (problem, method, seed) in done:
-                    continue
-                line = json.dumps(run(method, problem, seed))
-                with RESULTS.open("a") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    file.write(line + "\n")
-show()
+    with threadpool_limits(1):
+        run_all()
+lines = recorded()
+console = Console(width=130)
+console.print(report.table(lines, list(PROBLEMS), list(METHODS)))
+console.print(report.summary(lines, list(PROBLEMS), list(METHODS)))
+if OPTIONS.figure is not None:
+    OPTIONS.figure.write_text(report.figure(lines, list(PROBLEMS), list(METHODS)))
