@@ -204,6 +204,8 @@ VERSIONS = {
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+# CMA-ES has no other way to begin at the best start.
+warnings.filterwarnings("ignore", "`x0` has been deprecated", FutureWarning)
 if not OPTIONS.only_table:
     with threadpool_limits(1):
         run_all()

