@@ -6,6 +6,7 @@ A message says what must hold, what was got, and what to do about it::
     ├── SpaceError     (ValueError)    a dimension or a value outside what it may be
     ├── TrainingError  (ValueError)    a training run that cannot be carried out as described
     ├── StudyError     (RuntimeError)  a study that cannot start, or has nothing to answer with
+    │   └── ObjectivesError (ValueError)   several objectives, and a tuner for one
     └── ExecutorError  (RuntimeError)  a workload that cannot reach its workers
 
 All of them are raised before trial 0, or by the call that was wrong. What goes wrong *inside* a
@@ -27,6 +28,13 @@ class TrainingError(HyperoptError, ValueError):
 
 class StudyError(HyperoptError, RuntimeError):
     """A study cannot be opened or run as asked, or has no answer yet."""
+
+
+class ObjectivesError(StudyError, ValueError):
+    """A study has several objectives, and its tuner is made for one.
+
+    Optuna's own samplers raise a `ValueError` here, and its test suite asks for one.
+    """
 
 
 class ExecutorError(HyperoptError, RuntimeError):

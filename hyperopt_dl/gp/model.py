@@ -23,6 +23,7 @@ from linear_operator import to_linear_operator
 from torch import Tensor
 
 from hyperopt_dl.gp.kernel import Family, Kernel
+from hyperopt_dl.gp.posterior import Posterior, factorize
 
 
 class AdditiveGP(SingleTaskGP):
@@ -83,11 +84,10 @@ class AdditiveGP(SingleTaskGP):
         kernel: Kernel = self.covar_module.kernel
         X = X.unsqueeze(MCMC_DIM) if self._is_ensemble else X
         prior = self.likelihood(MultivariateNormal(torch.zeros_like(y), kernel(x, x)))
-        L = torch.linalg.cholesky(prior.covariance_matrix).unsqueeze(-3)
-        white = torch.linalg.solve_triangular(L, kernel.parts(x, X), upper=False)
-        residual = torch.linalg.solve_triangular(L, y[..., None, :, None], upper=False)
-        covariance = kernel.parts(X, X) - white.mT @ white
-        mean = (white.mT @ residual).squeeze(-1)
+        values, factor = y.unsqueeze(-1), factorize(prior.covariance_matrix)
+        posterior = Posterior(kernel, x, values, factor, torch.cholesky_solve(values, factor))
+        mean = posterior.parts(X)[0].squeeze(-1)
+        covariance = posterior.parts_covariance(X, X)
         return GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(covariance)))
 
 

@@ -13,6 +13,7 @@ from hyperopt_dl.space import Space
 from hyperopt_dl.study.loop import Limits
 from hyperopt_dl.training import Training
 from hyperopt_dl.tuners.archive import ArrayTuner
+from hyperopt_dl.tuners.known_groups import check_names
 
 
 def estimator_of(tuner: BaseSampler) -> Estimator | None:
@@ -139,6 +140,7 @@ def _check_tuner(space: Space, tuner: BaseSampler) -> None:
             f"{type(tuner).__name__}(fixed=...) must name numbers or choices of the space, "
             f"{scalars}, got {unknown}. An Array that does not move belongs into the training."
         )
+    check_names(getattr(tuner, "structure_choice", "learned"), scalars)
 
 
 def _check_training(training: Training, space: Space | None, directions: Sequence[str]) -> None:

@@ -20,13 +20,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from hyperopt_dl.errors import StudyError
+from hyperopt_dl.errors import ObjectivesError, StudyError
 from hyperopt_dl.gp.batch import AcquisitionName, Knowledge, Strategy, propose
 from hyperopt_dl.gp.candidates import uniform
 from hyperopt_dl.gp.threads import small_matrices
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.space import Dimension, Space
 from hyperopt_dl.tuners.cube import Cube, searchable
+from hyperopt_dl.tuners.known_groups import check_names, check_structure
 from hyperopt_dl.tuners.learned import Diagnostics, LearnedStructure, learned_structure
 from hyperopt_dl.tuners.observations import Observations, common_space, observe
 from hyperopt_dl.tuners.surrogate import Fitter, Structure, Surrogate
@@ -71,7 +72,7 @@ class AdditiveBO(BaseSampler):
             strategies "dpp" and "pe" choose.
         chains: How many chains learn structures; the points of a batch take turns between them.
         structure: "learned", "full" (no groups), "additive" (every dimension alone), or a list of
-            lists of names. The full kernel is always there.
+            lists of names, of which a study must have all. The full kernel is always there.
         acquisition: "logei"; "qlognei" for losses with noise; "ucb", per group, as in the paper.
         strategy: "greedy" chooses points one by one; "dpp" and "pe" choose a batch by sampling, or
             greedily maximising, a determinantal point process per group, as in the paper;
@@ -175,13 +176,14 @@ class AdditiveBO(BaseSampler):
             n: How many points.
 
         Raises:
-            StudyError: n is less than 1.
-            ValueError: The study has several objectives.
+            StudyError: n is less than 1, a group names a dimension that is not in the space, or the
+                study has several objectives.
         """
         _refuse(study)
         if n < 1:
             raise StudyError(f"propose needs n >= 1 points, got {n}.")
         distributions = Space(dict(space)).distributions()
+        check_names(self.structure_choice, distributions)
         constants = {k: _only_value(d) for k, d in distributions.items() if d.single()}
         cube = Cube(searchable(distributions))
         trials = study.get_trials(deepcopy=False)
@@ -194,7 +196,7 @@ class AdditiveBO(BaseSampler):
         """Return what the model of a study is based on and believes, and what went wrong with it.
 
         Raises:
-            ValueError: The study has several objectives.
+            StudyError: The study has several objectives, or a group names no dimension of it.
         """
         observations, surrogate, _ = self._believed(study)
         return Diagnostics.of(observations, surrogate, study.user_attrs.get(FALLBACKS, {}))
@@ -203,8 +205,8 @@ class AdditiveBO(BaseSampler):
         """Return which dimensions the model of a study thinks act together.
 
         Raises:
-            StudyError: The study has no loss yet.
-            ValueError: The study has several objectives.
+            StudyError: The study has no loss yet or several objectives, or a group names no
+                dimension of it.
         """
         _, surrogate, cube = self._believed(study)
         if surrogate is None:
@@ -212,7 +214,7 @@ class AdditiveBO(BaseSampler):
                 "structure needs a study with at least one complete trial, got none. Run some "
                 "trials first."
             )
-        return learned_structure(surrogate, cube)
+        return learned_structure(surrogate, cube, sign=_sign(study))
 
     def _believed(self, study: optuna.Study) -> tuple[Observations, Surrogate | None, Cube]:
         _refuse(study)
@@ -221,6 +223,7 @@ class AdditiveBO(BaseSampler):
         observations = observe(trials, cube, sign=_sign(study), running=_unfinished(trials))
         if not cube.names or len(observations.losses) == 0:
             return observations, None, cube
+        check_names(self.structure_choice, _seen(trials))
         with self._lock, small_matrices():
             return observations, self._fitter(observations, cube), cube
 
@@ -254,6 +257,7 @@ class AdditiveBO(BaseSampler):
         observations = observe(trials, cube, sign=_sign(study), running=unfinished)
         if len(observations.losses) < max(1, self.n_startup):
             return self._quasi_random(study, cube, numbers)
+        check_names(self.structure_choice, _seen(trials).union(cube.names))
         try:
             with small_matrices():
                 x = self._model_based(observations, cube, numbers)
@@ -312,7 +316,7 @@ class AdditiveBO(BaseSampler):
 
 def _refuse(study: optuna.Study) -> None:
     if len(study.directions) > 1:
-        raise ValueError(
+        raise ObjectivesError(
             f"AdditiveBO needs a study with one objective, got {len(study.directions)}. Use "
             f"optuna.samplers.GPSampler or TPESampler, or make one objective of them."
         )
@@ -325,6 +329,11 @@ def _sign(study: optuna.Study) -> float:
 def _unfinished(trials: Sequence[FrozenTrial]) -> set[int]:
     """Return the numbers of the trials that wait or run."""
     return {t.number for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)}
+
+
+def _seen(trials: Sequence[FrozenTrial]) -> set[str]:
+    """Return the names of the dimensions that a trial has, conditional ones too."""
+    return {name for trial in trials for name in trial.distributions}
 
 
 def _only_value(distribution: BaseDistribution) -> Any:
@@ -353,13 +362,4 @@ def _check(
     ):
         if word not in get_args(alias):
             raise StudyError(f"{name} must be one of {list(get_args(alias))}, got {word!r}.")
-    names = structure if isinstance(structure, (list, tuple)) else None
-    groups = names is not None and all(
-        isinstance(group, (list, tuple)) and all(isinstance(name, str) for name in group)
-        for group in names
-    )
-    if not groups and structure not in ("learned", "full", "additive"):
-        raise StudyError(
-            f"structure must be 'learned', 'full', 'additive' or a list of lists of names, such as "
-            f"[['lr', 'momentum'], ['width']], got {structure!r}."
-        )
+    check_structure(structure)

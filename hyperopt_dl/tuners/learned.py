@@ -1,23 +1,26 @@
 """What a model has learned of a study, in the words of its dimensions."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hyperopt_dl.errors import StudyError
 from hyperopt_dl.gp.partition import groups
+from hyperopt_dl.gp.threads import small_matrices
 from hyperopt_dl.tuners.cube import Cube
+from hyperopt_dl.tuners.effects import Component, Effect, explain, strongest
 from hyperopt_dl.tuners.observations import Observations
+from hyperopt_dl.tuners.structure_figures import effects_figure, pairs_figure
 from hyperopt_dl.tuners.surrogate import Surrogate
-
-FULL = "all"
-"""The name of the component that reads every dimension."""
 
 
 @dataclass(frozen=True)
 class LearnedStructure:
-    """Which dimensions act together, as far as the trials of a study can tell.
+    """Which dimensions act together, and what each does, as far as a study's trials can tell.
 
     From fewer than some hundred trials the groups are a guess that fits, and not a finding.
     """
@@ -25,13 +28,49 @@ class LearnedStructure:
     names: tuple[str, ...]
     """The D dimensions."""
     pairs: npt.NDArray[np.float64]
-    """``[D, D]``, the share of the chains' last rounds in which two dimensions shared a group."""
-    spread: npt.NDArray[np.float64]
-    """``[D, D]``, the standard deviation of that share between the chains."""
+    """``[D, D]``, the probability that two dimensions share a group: the share of the rounds of
+    moves since structures were last learned in which they did, the mean over the chains."""
+    pairs_error: npt.NDArray[np.float64]
+    """``[D, D]``, the standard error of that mean, from how the K chains differ: their standard
+    deviation over √K. NaN where there is one chain. It is 0 where chains agree, and knows nothing
+    of groups that none of them has visited."""
     groups: tuple[tuple[str, ...], ...]
     """The groups of the chain with the highest posterior density."""
-    shares: Mapping[str, float]
-    """Of the prior variance, by component of that chain: "all", and the names of each group."""
+    components: tuple[Component, ...]
+    """The terms of that chain's sum: the full one first, then the groups in their order."""
+    effects: Mapping[str, Effect]
+    """By dimension, the main effect of the whole sum, which the terms divide between them."""
+    compressed: bool
+    """Whether effects are those on values whose bad tail is compressed: beyond the median a unit of
+    an effect is then more than a unit of the value."""
+
+    def plot_pairs(self) -> Any:
+        """Return a plotly heat map of `pairs`, members of a group side by side.
+
+        The text at a cell tells its probability and standard error.
+        """
+        order = [name for group in self.groups for name in group] or list(self.names)
+        return pairs_figure(self.names, self.pairs, self.pairs_error, order)
+
+    def plot_effects(self, names: Sequence[str] | None = None) -> Any:
+        """Return a plotly figure of `effects`, each with a band of two standard deviations.
+
+        Thinner lines are the terms of the sum that read the dimension.
+
+        Args:
+            names: The dimensions to show, in order; ``None`` is all, those first that matter most.
+
+        Raises:
+            StudyError: A name that is none of the dimensions.
+        """
+        names = strongest(self.effects) if names is None else list(names)
+        if unknown := [name for name in names if name not in self.names]:
+            raise StudyError(
+                f"plot_effects can show the dimensions {list(self.names)}, got {unknown}. Leave "
+                f"them out."
+            )
+        unit = "change of the value" + (", compressed" if self.compressed else "")
+        return effects_figure(self.effects, self.components, names, unit)
 
 
 @dataclass(frozen=True)
@@ -67,7 +106,7 @@ class Diagnostics:
             failed=len(observations.failed),
             pending=len(observations.pending),
             constraints=tuple(observations.constraints),
-            compressed=surrogate is not None and surrogate.warp.spread != float("inf"),
+            compressed=surrogate is not None and surrogate.warp.spread != math.inf,
             noise=tuple(float(c.kernel.noise) for c in surrogate.chains) if surrogate else (),
             log_posterior=tuple(chain.log_posterior for chain in chains),
             sound=all(chain.sound for chain in chains),
@@ -75,20 +114,35 @@ class Diagnostics:
         )
 
 
-def learned_structure(surrogate: Surrogate, cube: Cube) -> LearnedStructure:
-    """Return what the chains of a surrogate say of the dimensions of a cube."""
+def learned_structure(surrogate: Surrogate, cube: Cube, *, sign: float) -> LearnedStructure:
+    """Return what the chains of a surrogate say of the dimensions of a cube.
+
+    Args:
+        surrogate: The models.
+        cube: The dimensions.
+        sign: 1 for a study that minimizes, -1 for one that maximizes.
+    """
     chains = surrogate.fitted.chains
     together = np.stack([chain.together for chain in chains])
     best = max(range(len(chains)), key=lambda c: chains[c].log_posterior)
     partition = chains[best].partition
     found = [] if partition is None else groups(partition)
-    named = [tuple(cube.names[d] for d in group) for group in found]
-    weights = surrogate.chains[best].kernel.weights[: 1 + len(named)]
-    labels = [FULL, *(", ".join(group) for group in named)]
+    with small_matrices():
+        components, effects = explain(surrogate.chains[best], cube, -sign * surrogate.warp.sd)
     return LearnedStructure(
         names=cube.names,
         pairs=together.mean(0),
-        spread=together.std(0),
-        groups=tuple(named),
-        shares=dict(zip(labels, (weights / weights.sum()).tolist(), strict=True)),
+        pairs_error=_standard_error(together),
+        groups=tuple(tuple(cube.names[d] for d in group) for group in found),
+        components=components[: 1 + len(found)],
+        effects=effects,
+        compressed=surrogate.warp.spread != math.inf,
     )
+
+
+def _standard_error(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the standard error of the mean over the first axis; NaN of one sample."""
+    if len(samples) == 1:
+        return np.full(samples.shape[1:], math.nan)
+    error = samples.std(0, ddof=1) / math.sqrt(len(samples))
+    return np.asarray(error)

@@ -383,10 +383,18 @@ def test_a_model_that_fails_costs_a_log_entry_and_no_trial(
     assert fallbacks == {"6": "ArithmeticError('singular')", "7": "ArithmeticError('singular')"}
 
 
-def test_several_objectives_are_refused_with_what_to_use() -> None:
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=hd.AdditiveBO())
-    with pytest.raises(ValueError, match=r"one objective, got 2\. Use optuna"):
-        study.ask({"x": FloatDistribution(0, 1)})
+@pytest.mark.parametrize("error", [hd.StudyError, ValueError])
+def test_several_objectives_are_refused_with_what_to_use(error: type[Exception]) -> None:
+    sampler = hd.AdditiveBO()
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    for ask in (
+        lambda: study.ask({"x": FloatDistribution(0, 1)}),
+        lambda: sampler.propose(study, SQUARE, 1),
+        lambda: sampler.structure(study),
+        lambda: sampler.diagnostics(study),
+    ):
+        with pytest.raises(error, match=r"one objective, got 2\. Use optuna"):
+            ask()
 
 
 @pytest.mark.parametrize(
@@ -404,29 +412,3 @@ def test_several_objectives_are_refused_with_what_to_use() -> None:
 def test_a_wrong_argument_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(hd.StudyError, match=message):
         hd.AdditiveBO(**options)
-
-
-# What it tells
-
-
-def test_the_structure_is_told_by_name() -> None:
-    tuner = hd.AdditiveBO(n_startup=40)
-    space = hd.Space({name: hd.Float(0, 1) for name in "abcd"})
-    study = hd.Study(space, tuner=tuner, seed=0)
-    tell(study, 32, lambda p: math.sin(6 * p["a"] * p["c"]) + math.cos(5 * p["b"]) + p["d"] ** 2)
-    learned = tuner.structure(study.optuna)
-    assert learned.names == ("a", "b", "c", "d")
-    assert learned.pairs.shape == (4, 4)
-    assert learned.pairs.diagonal() == pytest.approx(1)
-    assert sorted(name for group in learned.groups for name in group) == list("abcd")
-    assert sum(learned.shares.values()) == pytest.approx(1)
-    assert next(iter(learned.shares)) == "all"
-    assert learned.pairs[0, 2] == learned.pairs.flatten()[[1, 2, 3, 6, 7, 11]].max()
-
-
-def test_a_study_without_losses_has_no_structure() -> None:
-    tuner = hd.AdditiveBO()
-    study = hd.Study(SQUARE, tuner=tuner, seed=0)
-    with pytest.raises(hd.StudyError, match="at least one complete trial"):
-        tuner.structure(study.optuna)
-    assert tuner.diagnostics(study.optuna).losses == 0
