@@ -190,6 +190,14 @@ METHODS: dict[str, Callable[[Tensor, Tensor, int], tuple[Partition, float]]] = {
     "paper, no cap": lambda x, y, seed: paper(x, y, seed, cap=x.shape[1]),
 }
 
+MEASURES = ("recall", "precision")
+COLOURS = ("rgb(31,90,160)", "rgb(200,80,20)", "rgb(40,130,60)", "rgb(120,60,150)")
+LOOKS = {  # of a method's lines, and the radius and the filling of its points
+    "ours": ("", 3.5, "{}"),
+    "paper": ('stroke-dasharray="7 4"', 3.5, "white"),
+    "paper, no cap": ('stroke-dasharray="2 3"', 2.0, "{}"),
+}
+
 
 def run(D: int, sizes: tuple[int, ...], lengthscale: float, n: int, seed: int, name: str) -> Line:
     """Return one line of the file."""
@@ -276,5 +284,96 @@ def tabulate(lines: Sequence[Line]) -> Table:
     return table
 
 
+def picture(lines: Sequence[Line]) -> str:
+    """Return recall and precision against n as one SVG, a colour for each kind of function."""
+    cells = cells_of(lines)
+    kinds = list(dict.fromkeys(key[:2] for key in cells))
+    ends = math.log(min(key[2] for key in cells)), math.log(max(key[2] for key in cells))
+    parts = [panel(cells, kinds, ends, m, 60 + 330 * k) for k, m in enumerate(MEASURES)]
+    y = 290
+    for k, (D, sizes) in enumerate(kinds):
+        parts.append(f'<line x1="60" y1="{y}" x2="90" y2="{y}" stroke="{COLOURS[k]}"/>')
+        label = f"D = {D}, groups of {'–'.join(map(str, sizes))}"
+        parts.append(f'<text x="98" y="{y + 4}">{label}</text>')
+        y += 18
+    for k, name in enumerate(METHODS):
+        at = 290 + 18 * k
+        parts.append(curve([(390, at), (430, at)], name, "black"))
+        parts.append(f'<text x="438" y="{at + 4}">{name}</text>')
+    height = max(y, 290 + 18 * len(METHODS)) + 5
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {height}" width="700">',
+            "<style>text { font: 12px sans-serif } .middle { text-anchor: middle }",
+            ".end { text-anchor: end } .title { font-size: 14px; text-anchor: middle }",
+            "line, polyline { stroke-width: 2; fill: none } .thin { stroke-width: 1 }</style>",
+            f'<rect width="700" height="{height}" fill="white"/>',
+            *parts,
+            "</svg>\n",
+        ]
+    )
+
+
+def panel(
+    cells: dict[Key, list[Line]],
+    kinds: Sequence[Key],
+    ends: tuple[float, float],
+    measure: str,
+    left: float,
+) -> str:
+    """Return one panel: means over the seeds, and a thin line from the worst seed to the best."""
+    width, height, top = 270, 200, 40
+    extent = max(ends[1] - ends[0], 1.0)
+    parts = [
+        f'<text x="{left + width / 2}" y="22" class="title">{measure} of pairs</text>',
+        f'<text x="{left + width / 2}" y="272" class="middle">points, n</text>',
+    ]
+    for level in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = top + height * (1 - level)
+        parts.append(
+            f'<line x1="{left}" y1="{y}" x2="{left + width}" y2="{y}" stroke="lightgray" '
+            f'class="thin"/><text x="{left - 6}" y="{y + 4}" class="end">{level:g}</text>'
+        )
+
+    def place(n: int) -> float:
+        return left + 20 + (width - 40) * (math.log(n) - ends[0]) / extent
+
+    for n in sorted({key[2] for key in cells}):
+        parts.append(f'<text x="{place(n):.1f}" y="256" class="middle">{n}</text>')
+    for (k, kind), (m, name) in itertools.product(enumerate(kinds), enumerate(METHODS)):
+        shift, colour = 4 * (m - 1) + 1.5 * k, COLOURS[k]
+        points: list[tuple[float, float]] = []
+        for (*of, n, method), runs in cells.items():
+            if (tuple(of), method) != (kind, name):
+                continue
+            values = [line[measure] for line in runs]
+            x = place(n) + shift
+            points.append((x, top + height * (1 - statistics.mean(values))))
+            low, high = (top + height * (1 - value) for value in (min(values), max(values)))
+            parts.append(
+                f'<line x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}" '
+                f'stroke="{colour}" class="thin"/>'
+            )
+        parts.append(curve(points, name, colour))
+    return "\n".join(parts)
+
+
+def curve(points: Sequence[tuple[float, float]], name: str, colour: str) -> str:
+    """Return a line through points in the look of a method."""
+    dash, radius, filling = LOOKS[name]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    circles = [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" stroke="{colour}" '
+        f'fill="{filling.format(colour)}"/>'
+        for x, y in points
+    ]
+    return "".join([f'<polyline points="{line}" stroke="{colour}" {dash}/>', *circles])
+
+
 lines = measure(None if ARGUMENTS.smoke else ARGUMENTS.out)
 console.print(tabulate(lines))
+drawn = picture(lines)
+if not ARGUMENTS.smoke:
+    figure = ARGUMENTS.out.with_suffix(".svg")
+    figure.write_text(drawn)
+    console.print(f"The lines are in {ARGUMENTS.out}, the figure in {figure}.")

@@ -48,8 +48,8 @@ def pairs_figure(
         colorbar={"title": {"text": "P(same group)"}},
     )
     figure = graph_objects.Figure(heat_map)
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(type="category", autorange="reversed", scaleanchor="x")
+    figure.update_xaxes(type="category", constrain="domain")
+    figure.update_yaxes(type="category", autorange="reversed", scaleanchor="x", constrain="domain")
     return figure
 
 
@@ -78,6 +78,7 @@ def effects_figure(
         subplot_titles=list(names),
         vertical_spacing=0.3 / rows,
     )
+    in_legend: set[str] = set()
     for k, name in enumerate(names):
         place = {"row": k // columns + 1, "col": k % columns + 1}
         parts = [
@@ -85,9 +86,12 @@ def effects_figure(
             for label, component in zip(_labels(components), components, strict=True)
             if name in component.effects
         ]
-        for trace in _traces(effects[name], parts, legend=k == 0):
-            figure.add_trace(graph_objects.Scatter(trace), **place)
-        figure.update_xaxes(type=effects[name].scale, **place)
+        for trace in _traces(effects[name], parts):
+            first = trace["name"] not in in_legend
+            in_legend.add(trace["name"])
+            look = {"legendgroup": trace["name"], "showlegend": first}
+            figure.add_trace(graph_objects.Scatter({**trace, **look}), **place)
+        figure.update_xaxes(type=effects[name].scale, exponentformat="power", **place)
     figure.update_yaxes(title_text=unit, col=1)
     figure.update_layout(height=100 + 260 * rows)
     return figure
@@ -102,9 +106,7 @@ def _labels(components: Sequence[Component]) -> list[str]:
     return ["full component", *["group"] * (len(components) - 1)]
 
 
-def _traces(
-    effect: Effect, parts: Sequence[tuple[str, Effect]], *, legend: bool
-) -> list[dict[str, Any]]:
+def _traces(effect: Effect, parts: Sequence[tuple[str, Effect]]) -> list[dict[str, Any]]:
     """Return the scatter traces of a panel: a band, the line in it, and the lines of the parts."""
     choices = effect.scale == "category"
     x = [str(value) for value in effect.values] if choices else list(effect.values)
@@ -124,7 +126,7 @@ def _traces(
     mean = {"x": x, "y": effect.mean, "mode": mode, "line": {"color": _LINE}, "name": "sum", **bar}
     traces: list[dict[str, Any]] = [mean] if choices else [band, mean]
     for label, part in parts:
-        dash, symbol = ("dot", "circle-open") if label == "group" else ("dash", "x-thin-open")
+        dash, symbol = ("dot", "circle-open") if label == "group" else ("dash", "diamond-open")
         look = {"line": {"dash": dash, "color": "gray"}, "marker": {"symbol": symbol}}
         traces.append({"x": x, "y": part.mean, "mode": mode, "name": label, **look})
-    return [{**trace, "legendgroup": trace["name"], "showlegend": legend} for trace in traces]
+    return traces

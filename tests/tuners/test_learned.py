@@ -275,8 +275,7 @@ def test_the_figure_of_effects_shows_lines_bands_and_parts(learned: LearnedStruc
 
 def test_a_legend_names_each_kind_of_line_once(learned: LearnedStructure) -> None:
     shown = [trace.name for trace in learned.plot_effects().data if trace.showlegend]
-    assert len(set(shown)) == len(shown)
-    assert {"sum", "group", "full component"} <= set(shown)
+    assert sorted(shown) == ["full component", "group", "sum", "± 2 sd"]
 
 
 def test_the_strongest_effect_comes_first(learned: LearnedStructure) -> None:
