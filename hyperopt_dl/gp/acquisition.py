@@ -123,7 +123,7 @@ def noisy_fantasies(
         allowed = torch.cat([allowed, _drawn_feasibility(limits, pending, s, seed + 1)])
     kernel = replace(posterior.kernel, noise=_NOISE_FREE * posterior.kernel.variance)
     incumbents = torch.where(allowed, drawn, drawn.amin(0)).amax(0)
-    return Fantasies(condition(kernel, x, drawn), incumbents)
+    return Fantasies(condition(kernel, x, drawn, posterior.derivatives), incumbents)
 
 
 def log_expected_improvement(fantasies: Fantasies, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@
     f₀  a draw from the prior             τ  temper: 1 is a draw, 0 the posterior's mean
     ω   frequencies [G, F, D]             ξ  their amplitudes [G, F]
 
+Where derivatives are known, y has them too, and f₀(X) is with them the draw's own derivatives.
+
 The prior's draw is a sum of F random cosines a component, sqrt(2 w_g / F) ξ_j cos(ω_j x + b_j),
 whose covariance is the kernel's up to O(1/sqrt F); the update by the data is exact. A frequency of
 a categorical dimension is a number for each choice.
@@ -19,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hyperopt_dl.gp.derivatives import Derivatives
 from hyperopt_dl.gp.kernel import Kernel
 from hyperopt_dl.gp.posterior import Posterior
 
@@ -41,13 +44,27 @@ def draw_path(
     n = posterior.x.shape[-2]
     noise = torch.randn(n, generator=generator, dtype=torch.float64).to(posterior.x)
     at_data = prior(posterior.x) + posterior.kernel.noise.sqrt() * noise
+    if posterior.derivatives is not None:
+        at_data = torch.cat([_slopes_of(prior, posterior.derivatives, generator), at_data])
     update = torch.cholesky_solve(at_data.unsqueeze(-1), posterior.factor)
 
     def path(x: Tensor) -> Tensor:
-        k = posterior.kernel(x, posterior.x)
+        k = posterior.cross(x)
         return (k @ (posterior.weights - temper * update)).squeeze(-1) + temper * prior(x)
 
     return path
+
+
+def _slopes_of(
+    prior: Callable[[Tensor], Tensor], derivatives: Derivatives, generator: torch.Generator
+) -> Tensor:
+    """Return what would have been observed of a draw's derivatives, ``[r]``."""
+    with torch.enable_grad():
+        x = derivatives.x.detach().clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(prior(x).sum(), x)
+    r = len(derivatives)
+    noise = torch.randn(r, generator=generator, dtype=torch.float64).to(slopes)
+    return slopes[derivatives.point, derivatives.dimension] + derivatives.noise.sqrt() * noise
 
 
 def draw_prior(

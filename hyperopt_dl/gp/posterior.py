@@ -4,9 +4,13 @@
 
     L  Cholesky factor     n  observations     q  new points     m  points asked about
     σ²  kernel.noise       G  components       s  sets of values at the same points
+    r   derivatives        N  r + n
 
 A component's posterior has its own part of the kernel in place of k, and the same A. Several sets
 of values (fantasies) share one factor: they differ in ``A⁻¹ y`` alone.
+
+Observed derivatives are further observations, and come before the values: y, k* and A then have r
+more rows, which `derivatives` tells how to fill.
 """
 
 import math
@@ -16,6 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hyperopt_dl.gp.derivatives import Derivatives
 from hyperopt_dl.gp.kernel import Kernel
 from hyperopt_dl.gp.likelihood import cholesky
 from hyperopt_dl.gp.marginals import Marginals, prepare
@@ -34,9 +39,11 @@ class Posterior:
     values: Tensor
     """``[..., n, s]``, standardised and to be maximised."""
     factor: Tensor
-    """``[..., n, n]``, L."""
+    """``[..., N, N]``, L."""
     weights: Tensor
-    """``[..., n, s]``, A⁻¹ y."""
+    """``[..., N, s]``, A⁻¹ y."""
+    derivatives: Derivatives | None = None
+    """Those that are known of the function."""
 
     @cached_property
     def _marginals(self) -> dict[torch.dtype, Marginals]:
@@ -50,18 +57,26 @@ class Posterior:
             self.values[index],
             self.factor[index],
             self.weights[index],
+            None if self.derivatives is None else self.derivatives[index],
         )
+
+    def cross(self, x: Tensor) -> Tensor:
+        """Return the prior covariance ``[..., m, N]`` of the function with what is known."""
+        return self._and_derivatives(self.kernel(x, self.x).mT, x).mT
 
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean ``[..., m, s]`` at ``... x m x D`` points."""
-        return self.kernel(x, self.x) @ self.weights
+        return self.cross(x) @ self.weights
 
     def mean_and_variance(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``[..., m, s]`` and the variance ``[..., m]``, which is at least 0.
 
-        They are computed in the precision of ``x``, and are differentiable once, in the dimensions
-        that are not categorical. Costs O(n² m), of which ``mean`` alone would be O(n m).
+        They are computed in the precision of ``x``, or double where derivatives are known, and are
+        differentiable once, in the dimensions that are not categorical. Costs O(N² m), of which
+        ``mean`` alone would be O(N m).
         """
+        if self.derivatives is not None:
+            return self._informed_mean_and_variance(x.double())
         if x.dtype not in self._marginals:
             self._marginals[x.dtype] = prepare(
                 self.kernel, self.x, self.factor, self.weights, x.dtype
@@ -70,8 +85,9 @@ class Posterior:
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return the covariance ``[..., m1, m2]`` of the function between two sets of points."""
-        v1 = self._whiten(self.kernel(self.x, x1))
-        v2 = v1 if x2 is x1 else self._whiten(self.kernel(self.x, x2))
+        v1 = v2 = self._whiten(self._and_derivatives(self.kernel(self.x, x1), x1))
+        if x2 is not x1:
+            v2 = self._whiten(self._and_derivatives(self.kernel(self.x, x2), x2))
         return self.kernel(x1, x2) - v1.mT @ v2
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,19 +96,22 @@ class Posterior:
         The means sum to the mean. The variances do not sum to the variance: a posterior couples
         the components.
         """
-        k = self.kernel.parts(x, self.x)
+        k = self._and_derivatives_of_parts(self.kernel.parts(x, self.x).mT, x).mT
         explained = self._whiten_parts(k.mT).square().sum(-2)
         variance = self.kernel.weights.unsqueeze(-1) - explained
         return k @ self.weights.unsqueeze(-3), variance.clamp(min=0)
 
     def parts_covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return the covariance ``[..., G, m1, m2]`` of each component with itself."""
-        v1 = self._whiten_parts(self.kernel.parts(self.x, x1))
-        v2 = v1 if x2 is x1 else self._whiten_parts(self.kernel.parts(self.x, x2))
+        k1 = self._and_derivatives_of_parts(self.kernel.parts(self.x, x1), x1)
+        v1 = v2 = self._whiten_parts(k1)
+        if x2 is not x1:
+            k2 = self._and_derivatives_of_parts(self.kernel.parts(self.x, x2), x2)
+            v2 = self._whiten_parts(k2)
         return self.kernel.parts(x1, x2) - v1.mT @ v2
 
     def extend(self, x: Tensor, values: Tensor, noise: Tensor | None = None) -> "Posterior":
-        """Return the posterior given further observations, at O(n² q) instead of O(n³).
+        """Return the posterior given further observations, at O(N² q) instead of O(N³).
 
         Args:
             x: A ``... x q x D`` tensor of points.
@@ -100,7 +119,8 @@ class Posterior:
                 to go with every set of the other.
             noise: ``[...]``, the variance of the new observations; ``None`` is the kernel's noise.
         """
-        cross = self._whiten(self.kernel(self.x, x))  # the new rows of L are [crossᵀ, corner]
+        cross = self._and_derivatives(self.kernel(self.x, x), x)
+        cross = self._whiten(cross)  # the new rows of L are [crossᵀ, corner]
         noise = self.kernel.noise if noise is None else noise
         block = self.kernel(x, x) - cross.mT @ cross + _diagonal(noise, x.shape[-2])
         corner = factorize(block)
@@ -114,34 +134,61 @@ class Posterior:
             torch.cat([self.x, x.expand(*self.x.shape[:-2], *x.shape[-2:])], -2),
             torch.cat([old, values], -2),
             factor,
+            self.derivatives,
         )
 
     def log_likelihood(self) -> Tensor:
-        """Return the log density ``[..., s]`` of the values under the prior, in nats."""
-        fit: Tensor = (self.values * self.weights).sum(-2)
+        """Return the log density ``[..., s]`` of what is known under the prior, in nats."""
+        fit: Tensor = (_known(self.values, self.derivatives) * self.weights).sum(-2)
         log_det = 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).unsqueeze(-1)
-        density: Tensor = -0.5 * (fit + log_det + self.x.shape[-2] * math.log(2 * math.pi))
+        density: Tensor = -0.5 * (fit + log_det + self.factor.shape[-1] * math.log(2 * math.pi))
         return density
 
+    def _informed_mean_and_variance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        k = self.cross(x)
+        explained = self._whiten(k.mT).square().sum(-2)
+        variance = self.kernel.variance.unsqueeze(-1) - explained
+        return k @ self.weights, variance.clamp(min=0)
+
+    def _and_derivatives(self, k: Tensor, x: Tensor) -> Tensor:
+        """Return ``[..., N, m]``: the derivatives' covariance with f(x) above that of the values.
+
+        Args:
+            k: A ``... x n x m`` tensor, the covariance of the values with f(x).
+            x: A ``... x m x D`` tensor of points.
+        """
+        if self.derivatives is None:
+            return k
+        return torch.cat([self.derivatives.with_values(self.kernel, x), k], -2)
+
+    def _and_derivatives_of_parts(self, k: Tensor, x: Tensor) -> Tensor:
+        """Return the same of each component, ``[..., G, N, m]``."""
+        if self.derivatives is None:
+            return k
+        return torch.cat([self.derivatives.with_parts(self.kernel, x), k], -2)
+
     def _whiten(self, k: Tensor) -> Tensor:
-        """Return L⁻¹ k of ``[..., n, m]``."""
+        """Return L⁻¹ k of ``[..., N, m]``."""
         whitened: Tensor = torch.linalg.solve_triangular(self.factor, k, upper=False)
         return whitened
 
     def _whiten_parts(self, k: Tensor) -> Tensor:
-        """Return L⁻¹ k of ``[..., G, n, m]``: one solve, with the components side by side."""
-        *batch, G, n, m = k.shape
-        wide = k.movedim(-3, -2).reshape(*batch, n, G * m)
-        return self._whiten(wide).reshape(*batch, n, G, m).movedim(-2, -3)
+        """Return L⁻¹ k of ``[..., G, N, m]``: one solve, with the components side by side."""
+        *batch, G, N, m = k.shape
+        wide = k.movedim(-3, -2).reshape(*batch, N, G * m)
+        return self._whiten(wide).reshape(*batch, N, G, m).movedim(-2, -3)
 
 
-def condition(kernel: Kernel, x: Tensor, values: Tensor) -> Posterior:
-    """Return the posterior given observations, at O(n³).
+def condition(
+    kernel: Kernel, x: Tensor, values: Tensor, derivatives: Derivatives | None = None
+) -> Posterior:
+    """Return the posterior given observations, at O(N³).
 
     Args:
         kernel: The prior's kernel.
         x: A ``... x n x D`` tensor of points in the unit cube.
         values: A ``... x n x s`` tensor, standardised and to be maximised.
+        derivatives: What is known of the slopes.
 
     Raises:
         ArithmeticError: The points, the values or the kernel are not finite.
@@ -150,7 +197,12 @@ def condition(kernel: Kernel, x: Tensor, values: Tensor) -> Posterior:
     x = x.expand(*batch, *x.shape[-2:])
     values = values.expand(*batch, *values.shape[-2:])
     covariance = kernel(x, x) + _diagonal(kernel.noise, x.shape[-2])
-    return _with_factor(kernel, x, values, factorize(covariance))
+    if derivatives is not None:
+        cross = derivatives.with_values(kernel, x)
+        slopes = derivatives.covariance(kernel) + torch.diag_embed(derivatives.noise)
+        above = torch.cat([slopes, cross], -1)
+        covariance = torch.cat([above, torch.cat([cross.mT, covariance], -1)], -2)
+    return _with_factor(kernel, x, values, factorize(covariance), derivatives)
 
 
 def factorize(matrix: Tensor) -> Tensor:
@@ -168,8 +220,19 @@ def factorize(matrix: Tensor) -> Tensor:
     return factor
 
 
-def _with_factor(kernel: Kernel, x: Tensor, values: Tensor, factor: Tensor) -> Posterior:
-    return Posterior(kernel, x, values, factor, torch.cholesky_solve(values, factor))
+def _with_factor(
+    kernel: Kernel, x: Tensor, values: Tensor, factor: Tensor, derivatives: Derivatives | None
+) -> Posterior:
+    weights = torch.cholesky_solve(_known(values, derivatives), factor)
+    return Posterior(kernel, x, values, factor, weights, derivatives)
+
+
+def _known(values: Tensor, derivatives: Derivatives | None) -> Tensor:
+    """Return all observations ``[..., N, s]``: every set of values has the same derivatives."""
+    if derivatives is None:
+        return values
+    slopes = derivatives.values.unsqueeze(-1).expand(*values.shape[:-2], -1, values.shape[-1])
+    return torch.cat([slopes, values], -2)
 
 
 def _diagonal(entries: Tensor, n: int) -> Tensor:

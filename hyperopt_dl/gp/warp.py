@@ -33,6 +33,11 @@ class Warp:
         """Return the standardised values of losses, of any shape."""
         return -(_compressed(y, self.median, self.spread) - self.mean) / self.sd
 
+    def slope(self, y: Tensor) -> Tensor:
+        """Return dz/dy at losses, of any shape; negative."""
+        above = (y - self.median).clamp(min=0) / self.spread
+        return -1 / ((1 + above) * self.sd)
+
     def log_jacobian(self, y: Tensor) -> float:
         """Return Σ log |dz/dy| over losses."""
         above = (y - self.median).clamp(min=0) / self.spread

@@ -1,5 +1,7 @@
 """The compression of heavy tails: its shape, and its Jacobian against differentiation."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,3 +55,14 @@ def test_losses_without_a_tail_are_not_compressed() -> None:
 def test_equal_losses_are_all_average() -> None:
     losses = torch.full((4,), 7.0, dtype=torch.double)
     assert plain(losses)(losses).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("make", [plain, compressing])
+def test_the_slope_is_the_derivative_and_makes_the_jacobian(make: Any) -> None:
+    losses = torch.tensor([0.1, 0.2, 0.3, 0.5, 9.0, 40.0, 700.0], dtype=torch.double)
+    warp = make(losses)
+    y = torch.tensor([0.05, 0.4, 2.0, 1e3], dtype=torch.double, requires_grad=True)
+    (expected,) = torch.autograd.grad(warp(y).sum(), y)
+    torch.testing.assert_close(warp.slope(y.detach()), expected)
+    jacobian = warp.slope(losses).neg().log().sum()
+    assert warp.log_jacobian(losses) == pytest.approx(float(jacobian), rel=1e-6)
