@@ -24,9 +24,11 @@ from hyperopt_dl.errors import ObjectivesError, StudyError
 from hyperopt_dl.gp.batch import AcquisitionName, Knowledge, Strategy, propose
 from hyperopt_dl.gp.candidates import uniform
 from hyperopt_dl.gp.threads import small_matrices
+from hyperopt_dl.hypergrad import Estimator, Reverse
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.space import Dimension, Space
 from hyperopt_dl.tuners.cube import Cube, searchable
+from hyperopt_dl.tuners.differentiating import check_use_of_gradients
 from hyperopt_dl.tuners.known_groups import check_names, check_structure
 from hyperopt_dl.tuners.learned import Diagnostics, LearnedStructure, learned_structure
 from hyperopt_dl.tuners.observations import Observations, common_space, observe
@@ -82,6 +84,14 @@ class AdditiveBO(BaseSampler):
         device: Where models are computed, a device of torch; "auto" is the CPU.
         seed: Fixes all proposals; ``None`` is a new one every time. A seed of the ``Study``
             replaces it.
+        use_gradients: Whether the model of the loss knows the hypergradients of trials. ``Study``
+            then takes a ``Training``, each trial of which is differentiated, for the price of one
+            to two more; those that trials of another tuner carry count as well. They enter
+            for a Float without a step.
+        estimator: Computes the hypergradients; ``None`` is ``Reverse()``. Only with
+            `use_gradients`.
+        fixed: Names of Floats that are searched but not differentiated, such as a dropout rate
+            that the model's factory reads. Only with `use_gradients`.
 
     Raises:
         StudyError: An argument that is none of these.
@@ -102,8 +112,12 @@ class AdditiveBO(BaseSampler):
         n_startup: int | None = None,
         device: torch.device | str = "auto",
         seed: int | None = None,
+        use_gradients: bool = False,
+        estimator: Estimator | None = None,
+        fixed: Collection[str] = (),
     ) -> None:
         _check(batch, chains, structure, acquisition, strategy, n_startup)
+        check_use_of_gradients(use_gradients, estimator, fixed)
         self.batch = batch
         self.chains = chains
         self.structure_choice = structure
@@ -111,6 +125,12 @@ class AdditiveBO(BaseSampler):
         self.strategy = strategy
         self.n_startup = max(_FEWEST_STARTS, batch) if n_startup is None else n_startup
         self.device = torch.device("cpu" if device == "auto" else device)
+        self.seed = seed
+        self.use_gradients = use_gradients
+        self.estimator: Estimator | None = estimator
+        if use_gradients and estimator is None:
+            self.estimator = Reverse()
+        self.fixed = frozenset(fixed)
         self._rng = np.random.default_rng(seed)
         self._remember_nothing()
 
@@ -122,7 +142,7 @@ class AdditiveBO(BaseSampler):
         self._remember_nothing()
 
     def _remember_nothing(self) -> None:
-        self._fitter = Fitter(self.structure_choice, self.chains, self.device)
+        self._fitter = Fitter(self.structure_choice, self.chains, self.device, self.use_gradients)
         self._batch: tuple[str, list[dict[str, Any]]] = ("", [])
         self._lock = threading.Lock()
 

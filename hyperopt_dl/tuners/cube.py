@@ -1,5 +1,6 @@
 """The search space of a study as the unit cube in which a model sees it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,28 @@ class Cube:
         high = torch.where(self.categorical, torch.inf, 1.0)
         inside = ((x >= -_SLACK) & (x <= high + _SLACK)).all(-1)
         return torch.minimum(x.clamp(min=0), high), inside
+
+    def stretch(self, params: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Return dλ/du of each value in its coordinate, ``[n, D]``; NaN where there is none.
+
+        Only a Float without a step has one: the width of its range, or of that of its logarithm
+        times the value.
+
+        Args:
+            params: Values by name, of at least these dimensions.
+        """
+        columns = []
+        for name, distribution in self.distributions.items():
+            match distribution:
+                case FloatDistribution(low=low, high=high, log=True):
+                    width = math.log(high) - math.log(low)
+                    column = [width * values[name] for values in params]
+                case FloatDistribution(low=low, high=high, step=None):
+                    column = [high - low] * len(params)
+                case _:
+                    column = [math.nan] * len(params)
+            columns.append(torch.tensor(column, dtype=torch.float64))
+        return torch.stack(columns, -1) if columns else torch.empty(len(params), 0).double()
 
     def decode(self, x: Tensor) -> dict[str, Any]:
         """Return the values of a point ``[D]``, as Python's own numbers and the choices."""

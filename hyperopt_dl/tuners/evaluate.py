@@ -1,13 +1,14 @@
 """The hypergradient of a trial of Optuna's own."""
 
+from typing import Any
+
 import optuna
 import torch
 
 from hyperopt_dl.errors import StudyError
-from hyperopt_dl.hypergrad import hypergradient
+from hyperopt_dl.hypergrad import Estimator, hypergradient
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.training import Training
-from hyperopt_dl.tuners.hypergradient import Hypergradient
 from hyperopt_dl.tuners.moving import hold
 from hyperopt_dl.tuners.record import RECORD, jsonable
 
@@ -21,8 +22,9 @@ def evaluate(
 ) -> float:
     """Run a training at a trial's parameters, and leave its hypergradient with the trial.
 
-    For objectives of plain Optuna under the sampler ``Hypergradient``; ``hyperopt_dl.Study`` does
-    this by itself. It costs what the sampler's estimator costs.
+    For objectives of plain Optuna under a sampler that has an ``estimator``, ``Hypergradient`` or
+    ``AdditiveBO(use_gradients=True)``; ``hyperopt_dl.Study`` does this by itself. It costs what the
+    sampler's estimator costs.
 
     Args:
         trial: A trial that has suggested everything that the training needs.
@@ -34,7 +36,7 @@ def evaluate(
         The outer loss after the run, which the objective should return.
 
     Raises:
-        StudyError: The study's sampler is not ``Hypergradient``.
+        StudyError: The study's sampler has no estimator.
         TrainingError: What is to be tuned cannot be differentiated.
 
     Example:
@@ -45,19 +47,21 @@ def evaluate(
         >>> study = optuna.create_study(sampler=hd.Hypergradient(seed=0))
         >>> study.optimize(objective, n_trials=20)  # doctest: +SKIP
     """
-    sampler = trial.study.sampler
-    if not isinstance(sampler, Hypergradient):
+    sampler: Any = trial.study.sampler
+    estimator: Estimator | None = getattr(sampler, "estimator", None)
+    if estimator is None:
         raise StudyError(
-            f"evaluate needs a study whose sampler is a Hypergradient, got "
-            f"{type(sampler).__name__}. Use create_study(sampler=hyperopt_dl.Hypergradient()), or "
-            f"hyperopt_dl.rollout where no gradient is wanted."
+            f"evaluate needs a study whose sampler has an estimator, got a "
+            f"{type(sampler).__name__} without. Use hyperopt_dl.Hypergradient() or "
+            f"hyperopt_dl.AdditiveBO(use_gradients=True), or hyperopt_dl.rollout where no gradient "
+            f"is wanted."
         )
     if seed is None:
         seed = derive(sampler.seed or 0, "trial", trial.number)
     value, gradient = hypergradient(
         training,
         hold(trial.params, trial.distributions, sampler.fixed),
-        estimator=sampler.estimator,
+        estimator=estimator,
         seed=seed,
         device=device,
     )

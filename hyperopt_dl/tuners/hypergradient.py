@@ -21,6 +21,7 @@ from hyperopt_dl.errors import StudyError
 from hyperopt_dl.hypergrad import Estimator, Reverse
 from hyperopt_dl.tuners.archive import archive_of, array_ids
 from hyperopt_dl.tuners.chain import NAMED, Descent, Optimizer, turn
+from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed
 from hyperopt_dl.tuners.moving import Dimensions, moving, values_at, visit_of
 from hyperopt_dl.tuners.record import recorded
 from hyperopt_dl.tuners.trail import (
@@ -110,7 +111,7 @@ class Hypergradient(BaseSampler):
         seed: int | None = None,
     ) -> None:
         _check(estimator, optimizer, lr, chains, chain_length, starts)
-        _check_fixed(fixed)
+        check_fixed(fixed)
         self.estimator: Estimator = Reverse() if estimator is None else estimator
         self.optimizer = optimizer
         self.lr = lr
@@ -315,10 +316,7 @@ def _check(
     chain_length: int | None,
     starts: object,
 ) -> None:
-    if not (estimator is None or callable(estimator)):
-        raise StudyError(
-            f"estimator must be an estimator such as hypergrad.Reverse(), got {estimator!r}."
-        )
+    check_estimator(estimator)
     if not (callable(optimizer) or optimizer in NAMED):
         raise StudyError(
             f"optimizer must be 'adam', 'sgd' or a factory such as torch.optim.RMSprop, got "
@@ -334,9 +332,3 @@ def _check(
         raise StudyError(
             f"starts must be a sampler such as optuna.samplers.RandomSampler(), got {starts!r}."
         )
-
-
-def _check_fixed(fixed: object) -> None:
-    names = fixed if isinstance(fixed, Collection) and not isinstance(fixed, str) else [None]
-    if not all(isinstance(name, str) for name in names):
-        raise StudyError(f"fixed must be names such as ('dropout',), got {fixed!r}.")

@@ -81,6 +81,12 @@ class Diagnostics:
     failed: int
     pending: int
     constraints: tuple[str, ...]
+    derivatives: int
+    """Derivatives that the model knows, beside the losses."""
+    unusable_derivatives: int
+    """Derivatives that are not finite, or of a trial without a loss."""
+    derivative_noise: tuple[float, ...]
+    """Their variance around those of the function, relative to their size, by chain."""
     compressed: bool
     """Whether the tail of the losses is compressed."""
     noise: tuple[float, ...]
@@ -106,6 +112,9 @@ class Diagnostics:
             failed=len(observations.failed),
             pending=len(observations.pending),
             constraints=tuple(observations.constraints),
+            derivatives=surrogate.derivatives if surrogate else 0,
+            unusable_derivatives=observations.unusable,
+            derivative_noise=surrogate.derivative_noise if surrogate else (),
             compressed=surrogate is not None and surrogate.warp.spread != math.inf,
             noise=tuple(float(c.kernel.noise) for c in surrogate.chains) if surrogate else (),
             log_posterior=tuple(chain.log_posterior for chain in chains),

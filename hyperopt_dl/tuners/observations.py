@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from hyperopt_dl.tuners.cube import Cube, searchable
+from hyperopt_dl.tuners.gradients import gradients_of, offered
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Observations:
     """``[f, D]``, the points whose trials failed."""
     pending: Tensor
     """``[p, D]``, the points whose trials are running."""
+    gradients: Tensor
+    """``[n, D]``, the derivatives of the losses per unit of the cube; NaN where not known."""
+    unusable: int
+    """Derivatives that trials carry and that are not finite, or of a trial without a loss."""
 
     @property
     def feasible(self) -> Tensor:
@@ -45,6 +50,8 @@ class Observations:
             {name: values[:n] for name, values in self.constraints.items()},
             self.failed,
             self.pending,
+            self.gradients[:n],
+            self.unusable,
         )
 
 
@@ -74,6 +81,7 @@ def observe(
     losses = _losses(ended, sign)
     with_loss = [trial for trial in ended if trial.number in losses]
     failed = [trial for trial in ended if trial.number not in losses]
+    gradients = gradients_of(with_loss, cube, sign=sign)
     names = sorted({name for trial in with_loss for name in trial.constraints})
     return Observations(
         x=x[[rows[trial.number] for trial in with_loss]],
@@ -87,6 +95,8 @@ def observe(
         },
         failed=x[[rows[trial.number] for trial in failed]],
         pending=x[[rows[trial.number] for trial in known if trial.number in running]],
+        gradients=gradients,
+        unusable=offered(ended, cube) - int(gradients.isfinite().sum()),
     )
 
 

@@ -9,7 +9,7 @@ study that is opened again goes through its checkpoints once more, and arrives a
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hyperopt_dl.gp.acquisition import Limit
 from hyperopt_dl.gp.chains import Fitted, fit, kernel_of, refit
+from hyperopt_dl.gp.derivative_choice import choose
+from hyperopt_dl.gp.derivative_noise import informed
 from hyperopt_dl.gp.posterior import Posterior, condition
 from hyperopt_dl.gp.warp import Warp, compressing, plain
 from hyperopt_dl.seeds import derive
@@ -29,6 +31,8 @@ FIRST = 8
 """The losses at the first checkpoint; from fewer no structure is learned."""
 ROUNDS = 20
 """Rounds of moves of each chain at a checkpoint."""
+DERIVATIVES = 400
+"""The most derivatives that a posterior knows."""
 _KEPT = 256  # checkpoints in memory
 
 
@@ -42,6 +46,15 @@ class Surrogate:
     """Of the objective, one for each chain."""
     limits: tuple[Limit, ...]
     """Of the constraints in the order of their names, and of failure where a trial has failed."""
+    derivative_noise: tuple[float, ...] = ()
+    """By chain, the relative noise of the derivatives that the posteriors know; () if they know
+    none."""
+
+    @property
+    def derivatives(self) -> int:
+        """How many derivatives the posteriors of the objective know."""
+        known = self.chains[0].derivatives
+        return 0 if known is None else len(known)
 
 
 @dataclass(frozen=True)
@@ -91,12 +104,21 @@ class Fitter:
         structure: What to learn or to assume.
         chains: How many chains learn.
         device: Where the models are computed.
+        use_gradients: Whether the posteriors of the objective know derivatives, where there are
+            some. Structure and hyperparameters come from the losses in any case.
     """
 
-    def __init__(self, structure: Structure, chains: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        chains: int,
+        device: torch.device,
+        use_gradients: bool = False,
+    ) -> None:
         self._structure = structure
         self._chains = chains
         self._device = device
+        self._use_gradients = use_gradients
         self._checkpoints: dict[bytes, _Checkpoint] = {}
         self._last: tuple[bytes, Fitted, Warp] | None = None
 
@@ -121,7 +143,8 @@ class Fitter:
         values = warp(data.losses).unsqueeze(-1)
         kernels = [kernel_of(chain, data.categorical) for chain in fitted.chains]
         chains = tuple(condition(kernel, data.x, values) for kernel in kernels)
-        return Surrogate(fitted, warp, chains, _limits(observations, data))
+        surrogate = Surrogate(fitted, warp, chains, _limits(observations, data))
+        return _informed(surrogate, observations, data) if self._use_gradients else surrogate
 
     def _groups(
         self, cube: Cube
@@ -182,6 +205,18 @@ def _best_warp(data: _Data) -> Warp:
         return fitted.best.log_posterior + warp.log_jacobian(data.losses)
 
     return max((plain(data.losses), compressed), key=evidence)
+
+
+def _informed(surrogate: Surrogate, observations: Observations, data: _Data) -> Surrogate:
+    """Return the surrogate whose posteriors of the objective know derivatives as well."""
+    values, to_values = surrogate.warp(data.losses), surrogate.warp.slope(data.losses)
+    gradients = observations.gradients.to(data.x) * to_values.unsqueeze(-1)
+    derivatives = choose(data.x, values, gradients, budget=DERIVATIVES)
+    if derivatives is None:
+        return surrogate
+    pairs = [informed(chain, derivatives) for chain in surrogate.chains]
+    chains, noises = zip(*pairs, strict=True)
+    return replace(surrogate, chains=chains, derivative_noise=noises)
 
 
 def _limits(observations: Observations, data: _Data) -> tuple[Limit, ...]:

@@ -110,7 +110,7 @@ def test_trials_without_a_gradient_are_starts_and_are_warned_of_once(
 
 def test_another_sampler_is_refused() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
-    with pytest.raises(hd.StudyError, match="whose sampler is a Hypergradient, got RandomSampler"):
+    with pytest.raises(hd.StudyError, match="has an estimator, got a RandomSampler"):
         hd.evaluate(study.ask(), PROBLEM)
 
 
