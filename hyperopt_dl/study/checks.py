@@ -119,10 +119,14 @@ def _check_not_wrapped(tuner: BaseSampler) -> None:
     inside = [part for part in parts if estimator_of(part) is not None]
     if inside and estimator_of(tuner) is None:
         name = type(inside[0]).__name__
+        hint = (
+            f", or use {name}(fixed=('x',), starts=PartialFixedSampler({{'x': value}}, "
+            f"RandomSampler()))"
+        )
         raise StudyError(
-            f"{name} must be the study's tuner itself, got it inside a {type(tuner).__name__}. To "
-            f"keep a hyperparameter at one value, write the value into the training, or use "
-            f"{name}(fixed=('x',), starts=PartialFixedSampler({{'x': value}}, RandomSampler()))."
+            f"{name} must be the study's tuner itself, got it inside a {type(tuner).__name__}, "
+            f"since it wants derivatives. To keep a hyperparameter at one value, write the value "
+            f"into the training{hint if hasattr(inside[0], 'starts') else ''}."
         )
 
 
@@ -164,8 +168,8 @@ def _check_differentiated(training: Training, space: Space, tuner: BaseSampler) 
     if not any(d.differentiable and name not in fixed for name, d in space.items()):
         but = f" beside the fixed {sorted(fixed)}" if fixed else ""
         raise StudyError(
-            f"{type(tuner).__name__} moves a Float without a step and an Array, the space has "
-            f"none{but}: {space!r}. Add one, or use another tuner."
+            f"{type(tuner).__name__} needs a Float without a step or an Array, in which the loss "
+            f"is differentiated; the space has none{but}: {space!r}. Add one, or use another tuner."
         )
     if getattr(training, "early_stopping", None) is not None:
         raise StudyError(

@@ -31,9 +31,9 @@ class Study:
     Args:
         space: The hyperparameters; ``None`` if the objective suggests them itself (define by run).
         tuner: Any Optuna sampler; ``None`` is Optuna's TPE. One that has an ``estimator``, such as
-            ``Hypergradient``, takes a ``Training`` as its workload: the estimator runs it and
-            returns the derivatives too, which become the trial's attribute ``"hypergradient"``.
-            The loss is then reported at the last step alone.
+            ``Hypergradient`` or ``AdditiveBO(use_gradients=True)``, takes a ``Training`` as its
+            workload: the estimator runs it and returns the derivatives too, which become the
+            trial's attribute ``"hypergradient"``. The loss is then reported at the last step alone.
         storage: ``None`` (memory), a path (a journal file), a database URL, or an Optuna storage. A
             study that is there already is continued.
         artifacts: Where the files of ``Array`` hyperparameters and their derivatives are: a folder,

@@ -496,7 +496,7 @@ def test_a_black_box_is_refused_before_trial_0() -> None:
 
 def test_a_space_in_which_nothing_moves_is_refused_before_trial_0() -> None:
     study = hd.Study(hd.Space(lr=hd.Float(0.1, 0.4, step=0.1)), tuner=hd.Hypergradient())
-    with pytest.raises(hd.StudyError, match="moves a Float without a step"):
+    with pytest.raises(hd.StudyError, match="needs a Float without a step"):
         study.optimize(PROBLEM, n_trials=1)
     assert study.trials == []
 

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from optuna.exceptions import ExperimentalWarning
 from torch import Tensor
 
 import hyperopt_dl as hd
@@ -256,3 +258,18 @@ def test_arguments_that_do_not_go_together_are_refused(
 def test_a_function_cannot_be_differentiated() -> None:
     with pytest.raises(hd.StudyError, match="AdditiveBO needs a Training"):
         study().optimize(lambda trial: 1.0, n_trials=1)
+
+
+def test_inside_another_sampler_it_is_refused_with_a_hint_that_works() -> None:
+    tuner = hd.AdditiveBO(use_gradients=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        wrapped = optuna.samplers.PartialFixedSampler({"a": 0.0}, tuner)
+    with pytest.raises(hd.StudyError, match=r"write the value into the training\.$"):
+        hd.Study(SPACE, tuner=wrapped)
+
+
+def test_a_space_without_floats_is_refused() -> None:
+    made = hd.Study(hd.Space(n=hd.Int(1, 3)), tuner=hd.AdditiveBO(use_gradients=True))
+    with pytest.raises(hd.StudyError, match="AdditiveBO needs a Float without a step"):
+        made.optimize(Bowl(), n_trials=1)
