@@ -4,6 +4,10 @@ A posterior of n values and r derivatives costs (n + r)³, and D derivatives com
 What matters is the function near its best points, and what has just been learned; so points take
 turns, the best by value and the latest, until the budget is used up. A point brings all of its
 derivatives, since a flat direction is news as well; where not all fit, its largest.
+
+A point with a derivative above ``STEEPEST`` brings none. There the run stood on a cliff, where
+training begins to diverge: its derivatives are right, and say nothing of the function at the scale
+of a search. Left in, a few of them would make all derivatives look noisy.
 """
 
 import torch
@@ -11,9 +15,12 @@ from torch import Tensor
 
 from hyperopt_dl.gp.derivatives import Derivatives
 
+STEEPEST = 30.0
+"""In standardised values per unit of the cube: the losses' deviation within a thirtieth of it."""
+
 
 def choose(x: Tensor, values: Tensor, gradients: Tensor, *, budget: int) -> Derivatives | None:
-    """Return up to `budget` derivatives, without noise; ``None`` where none is known.
+    """Return up to `budget` derivatives, without noise; ``None`` where there are none.
 
     Args:
         x: A ``n x D`` tensor of points, in the order in which they were observed.
@@ -21,7 +28,8 @@ def choose(x: Tensor, values: Tensor, gradients: Tensor, *, budget: int) -> Deri
         gradients: ``[n, D]``, their derivatives per unit of the cube, NaN where one is not known.
         budget: The most derivatives.
     """
-    known = gradients.isfinite()
+    steep = (gradients.abs() > STEEPEST).any(-1, keepdim=True)
+    known = gradients.isfinite() & ~steep
     chosen: list[tuple[int, int]] = []
     for i in _in_turns(values, known.any(-1)):
         sizes = torch.where(known[i], gradients[i].abs(), -1.0)

@@ -44,9 +44,9 @@ parser.add_argument("--out", type=Path, default=Path("runs/gradients_in_bo.jsonl
 options = parser.parse_args()
 
 STEPS = 5 if options.smoke else 60
-TRIALS = 12 if options.smoke else 60  # trials of every tuner
+TRIALS = 12 if options.smoke else 40  # trials of every tuner
 SEEDS = {10: range(1 if options.smoke else 5), 30: range(1 if options.smoke else 3)}
-LOOKS = (6, 12) if options.smoke else (20, 40, 60)  # trials after which the table looks
+LOOKS = (6, 12) if options.smoke else (20, 30, 40)  # trials after which the table looks
 REVERSE = 2.5  # trainings that a training with its hypergradient costs
 TUNERS = ("random", "AdditiveBO", "AdditiveBO, gradients", "Hypergradient")
 DIFFERENTIATED = ("AdditiveBO, gradients", "Hypergradient")

@@ -136,5 +136,14 @@ def test_a_large_budget_takes_all() -> None:
     assert len(pairs(chosen, POINTS)) == 14
 
 
+@pytest.mark.parametrize("size", [-31.0, 1e300])
+def test_a_point_on_a_cliff_brings_nothing(size: float) -> None:
+    gradients = GRADIENTS.clone()
+    gradients[1, 2] = size
+    gradients[3, 0] = 29.0
+    chosen = choose(POINTS, VALUES, gradients, budget=100)
+    assert {i for i, _ in pairs(chosen, POINTS)} == {0, 2, 3, 4}
+
+
 def test_nothing_known_is_nothing_chosen() -> None:
     assert choose(POINTS, VALUES, torch.full((5, 3), NAN).double(), budget=9) is None
