@@ -121,6 +121,7 @@ class Fitter:
         self._use_gradients = use_gradients
         self._checkpoints: dict[bytes, _Checkpoint] = {}
         self._last: tuple[bytes, Fitted, Warp] | None = None
+        self._informed: tuple[bytes, Surrogate] | None = None
 
     def __call__(self, observations: Observations, cube: Cube) -> Surrogate:
         """Return the surrogate given at least one loss.
@@ -144,7 +145,12 @@ class Fitter:
         kernels = [kernel_of(chain, data.categorical) for chain in fitted.chains]
         chains = tuple(condition(kernel, data.x, values) for kernel in kernels)
         surrogate = Surrogate(fitted, warp, chains, _limits(observations, data))
-        return _informed(surrogate, observations, data) if self._use_gradients else surrogate
+        if not self._use_gradients:
+            return surrogate
+        told = digest + observations.gradients.numpy().tobytes()
+        if self._informed is None or self._informed[0] != told:
+            self._informed = told, _informed(surrogate, observations, data)
+        return replace(self._informed[1], limits=surrogate.limits)
 
     def _groups(
         self, cube: Cube

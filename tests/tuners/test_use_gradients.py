@@ -225,6 +225,21 @@ def test_a_resumed_study_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> Non
     assert run(opened("stopped"), 2) == through
 
 
+def test_what_a_sampler_remembers_changes_nothing() -> None:
+    """A gradient that comes to light later, without another loss, is not missed."""
+    made = study()
+    run(made, STARTS)
+    tuner = made.tuner
+    assert isinstance(tuner, AdditiveBO)
+    assert tuner.propose(made.optuna, SPACE, 1) == tuner.propose(made.optuna, SPACE, 1)
+    others = made.optuna.get_trials()
+    others[-1].user_attrs = {}
+    other = optuna.create_study(sampler=tuner)
+    other.add_trials(others)
+    assert tuner.diagnostics(other).derivatives == 6 * (STARTS - 1)
+    assert tuner.diagnostics(made.optuna).derivatives == 6 * STARTS
+
+
 def test_the_same_seed_proposes_the_same_and_pickling_changes_nothing() -> None:
     one, other = study(), study()
     run(one, STARTS + 2)
