@@ -1,6 +1,6 @@
 """Do hypergradients help Bayesian optimization? Ten and thirty hyperparameters of small networks.
 
-    python studies/benchmarks/gradients_in_bo.py            about 25 minutes on one core
+    python studies/benchmarks/gradients_in_bo.py            about ten minutes on one core
     python studies/benchmarks/gradients_in_bo.py --smoke    a few trials, to see that it works
 
 MLPs on Fashion-MNIST at 14x14, 1000 pictures for training and 2000 for validation, 60 steps of SGD
