@@ -2,7 +2,8 @@
 
 from hyperopt_dl.hypergrad.constant import Constant
 from hyperopt_dl.hypergrad.estimator import Estimator
+from hyperopt_dl.hypergrad.forward import Forward
 from hyperopt_dl.hypergrad.hypergradient import hypergradient
 from hyperopt_dl.hypergrad.reverse import Reverse
 
-__all__ = ["Constant", "Estimator", "Reverse", "hypergradient"]
+__all__ = ["Constant", "Estimator", "Forward", "Reverse", "hypergradient"]

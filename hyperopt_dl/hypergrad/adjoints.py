@@ -156,8 +156,8 @@ def _adam(rule: Adam | AdamW, step: Step, x_bar: Tensor, slots_bar: Vectors) -> 
     decoupled = isinstance(rule, AdamW)
     d = penalised(x, g, 0.0 if decoupled else decay, maximize=rule.maximize)
     m, v = slots["exp_avg"], slots["exp_avg_sq"]
-    c1, slope1 = _correction(beta1, t)
-    c2, slope2 = _correction(beta2, t)
+    c1, slope1 = correction(beta1, t)
+    c2, slope2 = correction(beta2, t)
     rho = after["exp_avg_sq"].sqrt() / c2**0.5
     delta = rho + options["eps"]
     q = x_bar / delta
@@ -222,7 +222,7 @@ def _through_penalty(
     return Pulled(before, slots_bar, -d_bar if rule.maximize else d_bar, found)
 
 
-def _correction(beta: Value, t: int) -> tuple[Any, Any]:
+def correction(beta: Value, t: int) -> tuple[Any, Any]:
     """Return ``c = 1 - β^(t+1)`` and -dc/dβ, counted in double."""
     if not isinstance(beta, Tensor):
         return 1 - beta ** (t + 1), (t + 1) * beta**t

@@ -77,6 +77,11 @@ class WholeStep:
         with torch.no_grad():
             return self._init()
 
+    def recorded_initial(self) -> State:
+        """Return s[0], with its graph where it depends on the hyperparameters."""
+        with torch.enable_grad():
+            return self._init()
+
     def advance(self, state: State, t: int) -> State:
         """Return s[t + 1], without a graph."""
         with torch.no_grad():
@@ -134,8 +139,7 @@ class WholeStep:
 
     def pull_initial(self, adjoint: Adjoint) -> None:
         """Gather α[0] ∂s[0]/∂λ, where the initial state depends on the hyperparameters."""
-        with torch.enable_grad():
-            state = self._init()
+        state = self.recorded_initial()
         names = [name for name in adjoint if state[name].requires_grad]
         self.gathered.pull([state[n] for n in names], [adjoint[n] for n in names], {})
 

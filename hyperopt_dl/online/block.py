@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad.tangents import Seeds, Step
 from hyperopt_dl.online.rules import Rule
-from hyperopt_dl.online.tangents import Seeds, Step
 
 
 class Run(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperopt_dl.hypergrad import split_step
+from hyperopt_dl.hypergrad import step_loss
 from hyperopt_dl.hypergrad.graphs import trace
 
 
@@ -25,13 +25,13 @@ def second_derivatives() -> Iterator[None]:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to differentiate the training loss."""
     way: str = request.param
-    monkeypatch.setattr(split_step, "TRACED_FROM", 1 if way == "traced" else 10**9)
+    monkeypatch.setattr(step_loss, "TRACED_FROM", 1 if way == "traced" else 10**9)
     return way
 
 
 @pytest.fixture
 def trace_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_step, "TRACED_FROM", 1)
+    monkeypatch.setattr(step_loss, "TRACED_FROM", 1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The contract on every setting of reverse mode, and what ``hypergradient`` itself does."""
+"""The contract on reverse mode in every setting and on forward mode, and ``hypergradient``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad import Estimator, Reverse, hypergradient
+from hyperopt_dl.hypergrad import Estimator, Forward, Reverse, hypergradient
 from hyperopt_dl.training import Training
 from tests.contracts.estimator import EstimatorContract, assert_same_answer
 from tests.problems import Quadratic
@@ -36,6 +36,12 @@ class TestReverseWithSpill(EstimatorContract):
     @pytest.fixture
     def estimator(self, tmp_path: Path) -> Estimator:
         return Reverse(memory="100 B", spill=tmp_path)
+
+
+class TestForward(EstimatorContract):
+    @pytest.fixture
+    def estimator(self) -> Estimator:
+        return Forward()
 
 
 class Recorder:

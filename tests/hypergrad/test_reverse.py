@@ -6,28 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Reverse, hypergradient
 from hyperopt_dl.hypergrad.reverse import Memory
-from hyperopt_dl.optimizers import (
-    SGD,
-    Adagrad,
-    Adam,
-    AdamW,
-    ClipNorm,
-    Optimizer,
-    RMSprop,
-    Schedule,
-)
-from hyperopt_dl.optimizers.groups import NO_GROUPS, GroupsLike
-from hyperopt_dl.optimizers.options import Option, Value
+from hyperopt_dl.optimizers import SGD
 from hyperopt_dl.supervised import Supervised
-from hyperopt_dl.training import HParams, State
 from tests.contracts.estimator import assert_same_answer
 from tests.contracts.training import Case, assert_close_vector, central_difference
+from tests.hypergrad.rules import RULES, SMOOTH, Averaged, Softsign, of_rule, square_of_penalty
 from tests.hypergrad.runs import (
     ALL,
     DOUBLE,
@@ -76,54 +64,10 @@ def test_in_float32_a_traced_net_gives_the_derivative_of_the_whole_run(net: str)
     assert_close(hypergradient(training, ALL, seed=2), unroll(training, ALL, seed=2), FLOAT32)
 
 
-RULES: dict[str, Optimizer] = {
-    "sgd": SGD(lr="lr"),
-    "dampening": SGD(lr="lr", momentum="m", dampening="tau", weight_decay="decay"),
-    "nesterov": SGD(lr="lr", momentum="m", weight_decay="decay", nesterov=True),
-    "adam": Adam(lr="lr", betas=("b1", "b2"), eps="eps", weight_decay="decay"),
-    "amsgrad": Adam(lr="lr", betas=("b1", "b2"), eps="eps", amsgrad=True),
-    "adamw": AdamW(lr="lr", betas=("b1", "b2"), eps="eps", weight_decay="decay"),
-    "rmsprop": RMSprop(lr="lr", alpha="b2", eps="eps", weight_decay="decay"),
-    "centered": RMSprop(lr="lr", alpha="b2", eps="eps", momentum="m", centered=True),
-    "adagrad": Adagrad(lr="lr", lr_decay="tau", eps="eps", weight_decay="decay"),
-    "groups": Adam(
-        lr="lr", betas=("b1", 0.9), groups={"0.*": {"lr": "first", "betas": ("b2", 0.95)}}
-    ),
-    "schedule": SGD(lr=Schedule("lr", lambda t: 0.8**t), momentum=Schedule("m", lambda t: t / 5)),
-    "learned schedule": SGD(lr=Schedule("lr", lambda t, hp: 1 / (1 + hp["decay"] * t))),
-    "knots": SGD(lr=Schedule(1.0, lambda t, hp: hp["knots"][t // 2]), momentum="m"),
-    "clipped": ClipNorm(SGD(lr="lr", momentum="m", weight_decay="decay"), max_norm="limit"),
-    "clipped adam": ClipNorm(Adam(lr="lr", betas=("b1", "b2"), eps="eps"), max_norm="limit"),
-    "clipped rmsprop": ClipNorm(RMSprop(lr="lr", alpha="b2", eps="eps"), max_norm="limit"),
-    "not clipped": ClipNorm(SGD(lr="lr", momentum="m"), max_norm=1e3),
-}
-VALUES: dict[str, Any] = {
-    "lr": 0.05,
-    "first": 0.02,
-    "m": 0.6,
-    "tau": 0.2,
-    "decay": 0.05,
-    "limit": 0.3,
-    "b1": 0.7,
-    "b2": 0.8,
-    "eps": 1e-2,
-    "knots": torch.tensor([0.3, 0.1, 0.2], dtype=DOUBLE),
-}
-
-
-def of_rule(rule: str) -> tuple[Supervised, dict[str, Any]]:
-    training = supervised(fresh(mlp), vectors(), vectors(1), optimizer=RULES[rule])
-    read = {"learned schedule": {"decay"}, "knots": {"knots"}}.get(rule, set())
-    return training, {name: VALUES[name] for name in sorted(training.hparams | read)}
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda name: name.replace(" ", "_"))
 def test_every_optimizer_gives_the_derivative_of_the_whole_run(rule: str) -> None:
     training, hparams = of_rule(rule)
     assert_close(hypergradient(training, hparams, seed=2), unroll(training, hparams, seed=2), 1e-10)
-
-
-SMOOTH = [rule for rule in RULES if rule != "amsgrad"]  # two runs may keep different maxima
 
 
 @pytest.mark.parametrize("rule", SMOOTH, ids=lambda name: name.replace(" ", "_"))
@@ -174,49 +118,10 @@ def test_an_outer_loss_may_depend_on_nothing_but_hyperparameters() -> None:
     assert gradient == {"lr": 0, "penalty": pytest.approx(0.4)}
 
 
-def square_of_penalty(output: Tensor, target: Tensor, hp: Mapping[str, Any]) -> Tensor:
-    square: Tensor = hp["penalty"] ** 2
-    return square
-
-
-class Softsign:
-    """A rule of one's own: ``x - lr * g / (scale + sqrt(g^2 + s^2))``, s the gradient before."""
-
-    groups: GroupsLike = NO_GROUPS
-
-    def options(self) -> dict[str, Option]:
-        return {"lr": "lr", "scale": "scale"}
-
-    def names(self) -> frozenset[str]:
-        return frozenset({"lr", "scale"})
-
-    def slots(self, params: Tensor) -> dict[str, Tensor]:
-        return {"before": torch.ones_like(params)}
-
-    def update(
-        self,
-        params: Tensor,
-        grad: Tensor,
-        slots: Mapping[str, Tensor],
-        options: Mapping[str, Value],
-        t: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        size = (grad.square() + slots["before"].square()).sqrt() + options["scale"]
-        return params - options["lr"] * grad / size, {"before": grad.clone()}
-
-
 def test_an_optimizer_of_ones_own_gives_the_derivative_of_the_whole_run(path: str) -> None:
     training = supervised(fresh(mlp), vectors(), vectors(1), optimizer=Softsign(), batch_size=None)
     hparams = {"lr": 0.3, "scale": 0.5}
     assert_close(hypergradient(training, hparams, seed=2), unroll(training, hparams, seed=2), 1e-10)
-
-
-class Averaged(Supervised):
-    """Goes only half the way of each step."""
-
-    def step(self, state: State, hparams: HParams, t: int) -> State:
-        after = super().step(state, hparams, t)
-        return {**after, "params": (state["params"] + after["params"]) / 2}
 
 
 def test_a_subclass_with_a_step_of_its_own_gives_the_derivative_of_that(path: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad import Reverse, hypergradient, split_step
+from hyperopt_dl.hypergrad import Reverse, hypergradient, step_loss
 from hyperopt_dl.hypergrad.reverse import Memory
 from hyperopt_dl.training import HParams, State
 from tests.hypergrad.runs import assert_close, fresh, mlp, supervised, unroll, vectors
@@ -113,7 +113,7 @@ def test_a_step_that_does_not_replay_is_refused(layer: type[nn.Module]) -> None:
 def test_a_run_is_traced_from_the_length_on_that_is_worth_it(
     traces: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split_step, "TRACED_FROM", 5)
+    monkeypatch.setattr(step_loss, "TRACED_FROM", 5)
     for steps, expected in ((4, 0), (5, 1)):
         training = supervised(fresh(mlp), vectors(), vectors(1), batch_size=None, steps=steps)
         hypergradient(training, {"lr": 0.1})

@@ -1,9 +1,10 @@
-"""The closed-form tangents of torch's optimizers: Z' = A Z + B, without automatic differentiation.
+"""The closed-form tangents of the optimizers: Z' = A Z + B, without automatic differentiation.
 
-One function a rule. A tangent is the derivative of a vector in each of the ``m`` coordinates that
-are tuned, an `m x p` tensor whose row k belongs to coordinate k (Franceschi et al. 2017, section
-3.2). The derivative of the gradient along a tangent, H ẋ, comes in from outside; everything else is
-arithmetic of the rule. A square root that is 0 has derivative 0 (`flat_sqrt` says why).
+One function a rule, for torch's optimizers and for their twins. A tangent is the derivative of a
+vector in each of the ``m`` coordinates that are tuned, an `m x p` tensor whose row k belongs to
+coordinate k (Franceschi et al. 2017, section 3.2). The derivative of the gradient along a tangent,
+H ẋ, comes in from outside; everything else is arithmetic of the rule. A square root that is 0 has
+derivative 0 (`flat_sqrt` says why).
 
 A tangent that is all zero may be a 0-dim 0, and stays one until a coordinate moves it: the tangents
 of a single step cost no more than what they are made of.
@@ -21,11 +22,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hyperopt_dl.hypergrad.adjoints import correction
+from hyperopt_dl.optimizers.combinations import add_scaled, average
+from hyperopt_dl.optimizers.options import Value, is_zero
+
 Vectors: TypeAlias = Mapping[str, Tensor]
 """Tensors by name: ``"x"`` for the parameters, torch's names for the optimizer's slots."""
 
-Seeds: TypeAlias = Mapping[str, Sequence[tuple[int, float]]]
-"""By option, the rows whose coordinate moves it, and the derivative of the option there."""
+Seeds: TypeAlias = Mapping[str, Sequence[tuple[int, Value]]]
+"""By option, the rows whose coordinate moves it, and the derivative there: a number, or `p`."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,10 @@ class Step:
         x: The parameters, `p`; None if there is no weight decay.
         g: The gradient that the optimizer is about to use, `p`.
         g_dot: Its tangent, `m x p`.
-        slots: The optimizer's slots by torch's names, each `p`; empty before the first step.
+        slots: The optimizer's slots by torch's names, each `p`; SGD's are empty before the first
+            step.
         t: The number of this step, 1 at the first.
-        options: The options and flags of the parameter group, ``betas`` as beta1 and beta2.
+        options: The options, numbers or `p` tensors, and the flags; ``betas`` as beta1 and beta2.
         seeds: Which coordinate moves which option.
     """
 
@@ -54,7 +60,7 @@ class Step:
 
 
 Advance: TypeAlias = Callable[[Vectors, Step], dict[str, Tensor]]
-"""From the tangents before a step to those after it; ``"x"`` and the slots that the step leaves."""
+"""From the tangents before a step to those after it: of ``"x"`` and of the slots that there are."""
 
 
 def sgd(dot: Vectors, step: Step) -> dict[str, Tensor]:
@@ -62,20 +68,19 @@ def sgd(dot: Vectors, step: Step) -> dict[str, Tensor]:
     o = step.options
     mu, tau = o["momentum"], o["dampening"]
     d, d_dot = _penalised(dot, step, o["weight_decay"])
-    if mu == 0:
+    if "momentum_buffer" not in dot:
         return {"x": _moved(dot["x"], step, o["lr"], d, d_dot)}
     b_after, b_dot = d, d_dot.clone()  # the caller goes on writing to its g_dot
     if "momentum_buffer" in step.slots:
         b = step.slots["momentum_buffer"]
-        b_after = torch.add(d if tau == 0 else (1 - tau) * d, b, alpha=mu)
-        b_dot = torch.add(
-            d_dot if tau == 0 else (1 - tau) * d_dot, dot["momentum_buffer"], alpha=mu
-        )
+        b_after = add_scaled(d if is_zero(tau) else (1 - tau) * d, mu, b)
+        damped_dot = d_dot if is_zero(tau) else (1 - tau) * d_dot
+        b_dot = add_scaled(damped_dot, mu, dot["momentum_buffer"])
         b_dot = _seeded(b_dot, step, "momentum", b)
         b_dot = _seeded(b_dot, step, "dampening", d, -1.0)
     q, q_dot = b_after, b_dot
     if o["nesterov"]:
-        q, q_dot = torch.add(d, b_after, alpha=mu), torch.add(d_dot, b_dot, alpha=mu)
+        q, q_dot = add_scaled(d, mu, b_after), add_scaled(d_dot, mu, b_dot)
         q_dot = _seeded(q_dot, step, "momentum", b_after)
     return {"x": _moved(dot["x"], step, o["lr"], q, q_dot), "momentum_buffer": b_dot}
 
@@ -98,14 +103,15 @@ def adam(dot: Vectors, step: Step) -> dict[str, Tensor]:
         v_dot = torch.where(v > largest, v_dot, dot["max_exp_avg_sq"])
         v = torch.maximum(v, largest)
         after["max_exp_avg_sq"] = v_dot
-    c1, c2 = 1 - beta1**t, 1 - beta2**t
+    c1, slope1 = correction(beta1, t - 1)
+    c2, slope2 = correction(beta2, t - 1)
     root, root_dot = _root(v / c2, v_dot / c2)
-    root_dot = _seeded(root_dot, step, "beta2", root, t * beta2 ** (t - 1) / (2 * c2))
+    root_dot = _seeded(root_dot, step, "beta2", root, slope2 / (2 * c2))
     rho = root + o["eps"]
     root_dot = _seeded(root_dot, step, "eps", torch.ones_like(rho))
     n = m / (c1 * rho)
     n_dot = _quotient(m_dot / c1, root_dot, n, rho)
-    n_dot = _seeded(n_dot, step, "beta1", n, t * beta1 ** (t - 1) / c1)
+    n_dot = _seeded(n_dot, step, "beta1", n, slope1 / c1)
     y_dot = dot["x"]
     if decoupled and step.x is not None:
         y_dot = (1 - eta * omega) * y_dot
@@ -129,10 +135,10 @@ def rmsprop(dot: Vectors, step: Step) -> dict[str, Tensor]:
     root_dot = _seeded(root_dot, step, "eps", torch.ones_like(rho))
     n = d / rho
     n_dot = _quotient(d_dot, root_dot, n, rho)
-    if o["momentum"] > 0:
+    if "momentum_buffer" in dot:
         b = step.slots.get("momentum_buffer", torch.zeros_like(d))
-        n = torch.add(n, b, alpha=o["momentum"])
-        n_dot = torch.add(n_dot, dot["momentum_buffer"], alpha=o["momentum"])
+        n = add_scaled(n, o["momentum"], b)
+        n_dot = add_scaled(n_dot, o["momentum"], dot["momentum_buffer"])
         n_dot = _seeded(n_dot, step, "momentum", b)
         after["momentum_buffer"] = n_dot
     return {"x": _moved(dot["x"], step, o["lr"], n, n_dot), **after}
@@ -154,13 +160,13 @@ def adagrad(dot: Vectors, step: Step) -> dict[str, Tensor]:
     return {"x": _moved(dot["x"], step, o["lr"], n / slower, n_dot / slower), "sum": s_dot}
 
 
-def _penalised(dot: Vectors, step: Step, omega: float) -> tuple[Tensor, Tensor]:
+def _penalised(dot: Vectors, step: Step, omega: Value) -> tuple[Tensor, Tensor]:
     """``d = ±g + ω x`` and its tangent; a decoupled weight decay comes with ω = 0 and no seed."""
     d, d_dot = (-step.g, -step.g_dot) if step.options["maximize"] else (step.g, step.g_dot)
     if step.x is None or step.options.get("decoupled_weight_decay", False):
         return d, d_dot
-    if omega != 0:
-        d, d_dot = torch.add(d, step.x, alpha=omega), torch.add(d_dot, dot["x"], alpha=omega)
+    if not is_zero(omega):
+        d, d_dot = add_scaled(d, omega, step.x), add_scaled(d_dot, omega, dot["x"])
     return d, _seeded(d_dot, step, "weight_decay", step.x)
 
 
@@ -170,8 +176,9 @@ def _average(
     """``β s + (1 - β) new`` for a slot s, and its tangent."""
     beta = step.options[option]
     old = step.slots.get(slot, torch.zeros_like(new))
-    after_dot = torch.add((1 - beta) * new_dot, dot[slot], alpha=beta)
-    return torch.lerp(new, old, beta), _seeded(after_dot, step, option, old - new)
+    after = average(beta, old, new) if isinstance(beta, Tensor) else torch.lerp(new, old, beta)
+    after_dot = add_scaled((1 - beta) * new_dot, beta, dot[slot])
+    return after, _seeded(after_dot, step, option, old - new)
 
 
 def _root(v: Tensor, v_dot: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,17 +197,21 @@ def _times(dot: Tensor, factor: Tensor) -> Tensor:
     return dot * factor if dot.ndim else dot
 
 
-def _moved(y_dot: Tensor, step: Step, eta: float, n: Tensor, n_dot: Tensor) -> Tensor:
+def _moved(y_dot: Tensor, step: Step, eta: Value, n: Tensor, n_dot: Tensor) -> Tensor:
     """The tangent of ``y - η n``."""
-    return _seeded(torch.add(y_dot, n_dot, alpha=-eta), step, "lr", n, -1.0)
+    return _seeded(add_scaled(y_dot, -eta, n_dot), step, "lr", n, -1.0)
 
 
-def _seeded(dot: Tensor, step: Step, option: str, effect: Tensor, factor: float = 1.0) -> Tensor:
+def _seeded(dot: Tensor, step: Step, option: str, effect: Tensor, factor: Value = 1.0) -> Tensor:
     """Add ``factor * effect * dλ`` to the rows whose coordinate moves the option λ."""
     seeds = step.seeds.get(option, ())
     if not seeds:
         return dot
     rows = dot.expand(step.m, len(effect)).clone()
     for row, slope in seeds:
-        rows[row].add_(effect, alpha=factor * slope)
+        along = factor * slope
+        if isinstance(along, Tensor):
+            rows[row] += along * effect
+        else:
+            rows[row].add_(effect, alpha=along)
     return rows
