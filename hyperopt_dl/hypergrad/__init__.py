@@ -1,9 +1,10 @@
 """Hypergradients: the derivative of the outer loss of a training in its hyperparameters."""
 
+from hyperopt_dl.hypergrad.auto import Auto
 from hyperopt_dl.hypergrad.constant import Constant
 from hyperopt_dl.hypergrad.estimator import Estimator
 from hyperopt_dl.hypergrad.forward import Forward
 from hyperopt_dl.hypergrad.hypergradient import hypergradient
 from hyperopt_dl.hypergrad.reverse import Reverse
 
-__all__ = ["Constant", "Estimator", "Forward", "Reverse", "hypergradient"]
+__all__ = ["Auto", "Constant", "Estimator", "Forward", "Reverse", "hypergradient"]

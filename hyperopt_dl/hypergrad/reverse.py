@@ -122,6 +122,16 @@ class Reverse:
             observe(run.final)
         return value, run.gradient(getattr(training, "hparams", frozenset()))
 
+    def cost(self, run: WholeStep, steps: int) -> int:
+        """Return what a sweep over a run of so many steps takes, in gradients (``hypergrad.auto``).
+
+        Each step that is run, each that is linearised from its state and each product counts one.
+        """
+        start = 0 if self.last is None else max(0, steps - self.last)
+        plan = self._plan(run, steps, start)
+        each = 1 if plan.recording else 2
+        return trajectory.cost(plan.actions).forward_steps + each * (steps - start)
+
     def _plan(self, run: WholeStep, steps: int, start: int) -> "_Plan":
         """Return what is kept on the way, for a run of so many steps."""
         match self.memory:

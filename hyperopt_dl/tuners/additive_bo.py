@@ -4,7 +4,7 @@ import copy
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import optuna
@@ -24,11 +24,11 @@ from hyperopt_dl.errors import ObjectivesError, StudyError
 from hyperopt_dl.gp.batch import AcquisitionName, Knowledge, Strategy, propose
 from hyperopt_dl.gp.candidates import uniform
 from hyperopt_dl.gp.threads import small_matrices
-from hyperopt_dl.hypergrad import Estimator, Reverse
+from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.space import Dimension, Space
 from hyperopt_dl.tuners.cube import Cube, searchable
-from hyperopt_dl.tuners.differentiating import check_use_of_gradients
+from hyperopt_dl.tuners.differentiating import check_use_of_gradients, estimator_of
 from hyperopt_dl.tuners.known_groups import check_names, check_structure
 from hyperopt_dl.tuners.learned import Diagnostics, LearnedStructure, learned_structure
 from hyperopt_dl.tuners.observations import Observations, common_space, observe
@@ -88,8 +88,8 @@ class AdditiveBO(BaseSampler):
             then takes a ``Training``, each trial of which is differentiated, for the price of one
             to two more; those that trials of another tuner carry count as well. They enter
             for a Float without a step.
-        estimator: Computes the hypergradients; ``None`` is ``Reverse()``. Only with
-            `use_gradients`.
+        estimator: Computes the hypergradients; ``None`` is ``Reverse()``, and ``"auto"`` is
+            ``Auto()``. Only with `use_gradients`.
         fixed: Names of Floats that are searched but not differentiated, such as a dropout rate
             that the model's factory reads. Only with `use_gradients`.
 
@@ -113,7 +113,7 @@ class AdditiveBO(BaseSampler):
         device: torch.device | str = "auto",
         seed: int | None = None,
         use_gradients: bool = False,
-        estimator: Estimator | None = None,
+        estimator: Estimator | Literal["auto"] | None = None,
         fixed: Collection[str] = (),
     ) -> None:
         _check(batch, chains, structure, acquisition, strategy, n_startup)
@@ -127,9 +127,7 @@ class AdditiveBO(BaseSampler):
         self.device = torch.device("cpu" if device == "auto" else device)
         self.seed = seed
         self.use_gradients = use_gradients
-        self.estimator: Estimator | None = estimator
-        if use_gradients and estimator is None:
-            self.estimator = Reverse()
+        self.estimator = estimator_of(estimator) if use_gradients else None
         self.fixed = frozenset(fixed)
         self._rng = np.random.default_rng(seed)
         self._remember_nothing()

@@ -1,19 +1,29 @@
 """What a tuner whose trials are differentiated is given: an estimator, and names to leave out."""
 
 from collections.abc import Collection
+from typing import Literal
 
 from hyperopt_dl.errors import StudyError
+from hyperopt_dl.hypergrad import Auto, Estimator, Reverse
+
+
+def estimator_of(given: Estimator | Literal["auto"] | None) -> Estimator:
+    """Return the estimator that was given or named; ``None`` names ``Reverse()``."""
+    if given is None:
+        return Reverse()
+    return Auto() if isinstance(given, str) else given
 
 
 def check_estimator(estimator: object) -> None:
-    """Check that an estimator is one, or ``None``.
+    """Check that an estimator is one, or "auto", or ``None``.
 
     Raises:
         StudyError: It is not.
     """
-    if not (estimator is None or callable(estimator)):
+    if not (estimator is None or estimator == "auto" or callable(estimator)):
         raise StudyError(
-            f"estimator must be an estimator such as hypergrad.Reverse(), got {estimator!r}."
+            f"estimator must be 'auto' or an estimator such as hypergrad.Reverse(), got "
+            f"{estimator!r}."
         )
 
 

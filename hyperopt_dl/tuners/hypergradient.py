@@ -5,7 +5,7 @@ import threading
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import optuna
@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from hyperopt_dl.errors import StudyError
-from hyperopt_dl.hypergrad import Estimator, Reverse
+from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.tuners.archive import archive_of, array_ids
 from hyperopt_dl.tuners.chain import NAMED, Descent, Optimizer, turn
-from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed
+from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed, estimator_of
 from hyperopt_dl.tuners.moving import Dimensions, moving, values_at, visit_of
 from hyperopt_dl.tuners.record import recorded
 from hyperopt_dl.tuners.trail import (
@@ -77,7 +77,8 @@ class Hypergradient(BaseSampler):
     ascends.
 
     Args:
-        estimator: Computes the value and the hypergradient of a run; ``None`` is ``Reverse()``.
+        estimator: Computes the value and the hypergradient of a run; ``None`` is ``Reverse()``, and
+            ``"auto"`` is ``Auto()``, which chooses forward or reverse mode for each run.
         optimizer: ``"adam"``, ``"sgd"``, or a factory that takes a list of tensors and ``lr``, such
             as ``functools.partial(torch.optim.SGD, momentum=0.9)``.
         lr: The optimizer's learning rate, in units of the cube: with Adam about the length of a
@@ -101,7 +102,7 @@ class Hypergradient(BaseSampler):
 
     def __init__(
         self,
-        estimator: Estimator | None = None,
+        estimator: Estimator | Literal["auto"] | None = None,
         optimizer: Optimizer = "adam",
         lr: float = 0.05,
         chains: int = 1,
@@ -112,7 +113,7 @@ class Hypergradient(BaseSampler):
     ) -> None:
         _check(estimator, optimizer, lr, chains, chain_length, starts)
         check_fixed(fixed)
-        self.estimator: Estimator = Reverse() if estimator is None else estimator
+        self.estimator = estimator_of(estimator)
         self.optimizer = optimizer
         self.lr = lr
         self.chains = chains

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad import Estimator, Forward, Reverse, hypergradient
+from hyperopt_dl.hypergrad import Auto, Estimator, Forward, Reverse, hypergradient
 from hyperopt_dl.training import Training
 from tests.contracts.estimator import EstimatorContract, assert_same_answer
 from tests.problems import Quadratic
@@ -42,6 +42,12 @@ class TestForward(EstimatorContract):
     @pytest.fixture
     def estimator(self) -> Estimator:
         return Forward()
+
+
+class TestAuto(EstimatorContract):
+    @pytest.fixture
+    def estimator(self) -> Estimator:
+        return Auto()
 
 
 class Recorder:

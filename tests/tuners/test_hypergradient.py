@@ -473,7 +473,7 @@ def test_starts_may_be_any_sampler() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"estimator": "reverse"}, "estimator must be an estimator"),
+        ({"estimator": "reverse"}, "estimator must be .auto. or an estimator"),
         ({"optimizer": "lbfgs"}, "'adam', 'sgd' or a factory"),
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"lr": math.nan}, "lr must be a positive number"),
