@@ -167,6 +167,8 @@ def _penalised(dot: Vectors, step: Step, omega: Value) -> tuple[Tensor, Tensor]:
         return d, d_dot
     if not is_zero(omega):
         d, d_dot = add_scaled(d, omega, step.x), add_scaled(d_dot, omega, dot["x"])
+    elif d_dot is step.g_dot and step.seeds.get("weight_decay"):
+        d_dot = d_dot.clone()
     return d, _seeded(d_dot, step, "weight_decay", step.x)
 
 
@@ -203,11 +205,15 @@ def _moved(y_dot: Tensor, step: Step, eta: Value, n: Tensor, n_dot: Tensor) -> T
 
 
 def _seeded(dot: Tensor, step: Step, option: str, effect: Tensor, factor: Value = 1.0) -> Tensor:
-    """Add ``factor * effect * dλ`` to the rows whose coordinate moves the option λ."""
+    """Add ``factor * effect * dλ`` to the rows whose coordinate moves the option λ.
+
+    Into ``dot`` itself where that has all rows: it must not be a tensor of the caller's.
+    """
     seeds = step.seeds.get(option, ())
     if not seeds:
         return dot
-    rows = dot.expand(step.m, len(effect)).clone()
+    full = (step.m, len(effect))
+    rows = dot if dot.shape == full else dot.expand(full).clone()
     for row, slope in seeds:
         along = factor * slope
         if isinstance(along, Tensor):

@@ -3,6 +3,7 @@
     python studies/benchmarks/hypergradients.py              about three quarters of an hour
     python studies/benchmarks/hypergradients.py --only A C   some of the workloads
     python studies/benchmarks/hypergradients.py --compile    with compiled steps too; compiles first
+    python studies/benchmarks/hypergradients.py --only A --contestants "Forward()" torch.func.jvp
     python studies/benchmarks/hypergradients.py --long       the memory of up to 100,000 steps
     python studies/benchmarks/hypergradients.py --smoke      a few steps, to see that it works
 
@@ -25,7 +26,9 @@ The unit is ordinary training of the same work: ``nn.Module`` and ``torch.optim`
 turns in one process, on one thread; CPU time is counted, after one run to warm up (a trace, where
 there is one). Memory is the growth of the peak of a fresh process. The error is that of float64
 against a plain unroll, over 60 steps. ``higher`` and ``torchopt`` take part where they are
-installed (``pip install 'hyperopt_dl[peers]'``); torchopt cannot differentiate in beta1.
+installed (``pip install 'hyperopt_dl[peers]'``); torchopt cannot differentiate in beta1. Forward
+mode takes part where there are three hyperparameters, beside the same in a dozen lines of
+``torch.func.jvp``.
 """
 
 import argparse
@@ -39,29 +42,33 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_map
 
 import hyperopt_dl as hd
-from hyperopt_dl.batches import Batches
-from hyperopt_dl.hypergrad import Reverse, hypergradient
+from hyperopt_dl.hypergrad import Estimator, Forward, Reverse, hypergradient
+from studies.benchmarks.hypergradient_work import BATCHES, EPS, NETS, VALUES, Gradient, Work
 from studies.data import fashion_mnist
 
 parser = argparse.ArgumentParser(description="Time hypergradients, against training and peers.")
 parser.add_argument("--smoke", action="store_true", help="see that it works: a few steps only")
 parser.add_argument("--only", nargs="+", metavar="WORK", help="only these workloads")
+parser.add_argument("--contestants", nargs="+", metavar="WHO", help="training, and only these")
 parser.add_argument("--turns", type=int, default=7, help="runs of each contestant, in turns")
 parser.add_argument("--compile", action="store_true", help="have compiled steps take part")
 parser.add_argument("--long", action="store_true", help="only the memory of 100,000 steps")
 parser.add_argument("--memory-of", nargs=3, metavar=("CONTESTANT", "WORK", "STEPS"))
 options = parser.parse_args()
+if options.contestants:
+    options.contestants.append("training")
 
 REPEATS = 1 if options.smoke else options.turns
 HORIZONS: dict[str, tuple[int, ...]] = {
@@ -78,124 +85,7 @@ if options.only:
     HORIZONS = {name: HORIZONS[name] for name in options.only}
 CHECKED = 3 if options.smoke else 60  # steps of the comparison in float64
 CHECKED_NET = 3 if options.smoke else 10
-BATCH, EPS = 64, 1e-12  # a tiny eps: higher adds it before Adam's bias correction, torch after it
-SCALARS = {"lr": 0.1, "momentum": 0.9, "l2": 1e-3}
-VALUES = {
-    **dict.fromkeys(HORIZONS, SCALARS),
-    "B": {"w": 0.5},
-    "C": {"lr": 1e-3, "momentum": 0.9, "l2": 1e-3},
-    "5000 weights": {"w": 0.5},
-}
-BATCHES: dict[str, int | None] = {
-    **dict.fromkeys(("A", "C", "cnn", "cnn+bn", "gru"), BATCH),
-    "transformer": 32, "B": None, "5000 weights": None, "3 scalars": None,
-}  # fmt: skip
 torch.set_num_threads(1)
-Gradient = dict[str, Tensor]
-
-
-class GRU(nn.Module):
-    """Reads a picture row by row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.head = nn.GRU(28, 64, batch_first=True), nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of pictures ``[n, 28, 28]``."""
-        out: Tensor = self.head(self.layer(x)[0][:, -1])
-        return out
-
-
-class Transformer(nn.Module):
-    """Reads a picture as a sequence of rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
-        self.embed, self.head = nn.Linear(28, 64), nn.Linear(64, 10)
-        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of pictures ``[n, 28, 28]``."""
-        out: Tensor = self.head(self.body(self.embed(x)).mean(1))
-        return out
-
-
-def convolutions(norm: Callable[[int], nn.Module]) -> nn.Module:
-    """Return a network of two convolutions."""
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 28)), nn.Conv2d(1, 16, 3, padding=1), norm(16), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), norm(32), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 49, 10),
-    )  # fmt: skip
-
-
-NETS: dict[str, Callable[[], nn.Module]] = {
-    "cnn": lambda: convolutions(lambda _: nn.Identity()),
-    "cnn+bn": lambda: convolutions(nn.BatchNorm2d),
-    "gru": GRU,
-    "transformer": Transformer,
-    "5000 weights": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
-    "3 scalars": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
-}
-
-
-class Work:
-    """One workload; a contestant maps it to the derivatives by the names in ``VALUES``."""
-
-    def __init__(self, name: str, steps: int, dtype: torch.dtype = torch.float32) -> None:
-        self.name, self.steps, self.dtype = name, steps, dtype
-        self.weighted = "w" in VALUES[name]
-        noise = torch.Generator().manual_seed(1)
-        if name in NETS:
-            x, y = fashion_mnist.read().train
-            x, size = x.view(-1, 28, 28).to(dtype), 2000 if BATCHES[name] else 5000
-            y = y.clone()
-        else:
-            x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
-            x, size = x.to(dtype) / 16, 1000
-        last = size + (797 if name not in NETS else 500)
-        if self.weighted:
-            wrong = torch.rand(len(y), generator=noise) < 0.3
-            wrong[size:] = False
-            y = torch.where(wrong, torch.randint(0, 10, y.shape, generator=noise), y)
-        self.train, self.validation = (x[:size], y[:size]), (x[size:last], y[size:last])
-        self.batches = Batches(self.train, name="train", batch_size=BATCHES[name])
-
-    def model(self) -> nn.Module:
-        """Return the same network at every call."""
-        with torch.random.fork_rng():
-            torch.random.manual_seed(0)
-            if self.name in NETS:
-                return NETS[self.name]().to(self.dtype)
-            return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(self.dtype)
-
-    def batch(self, t: int) -> tuple[Tensor, Tensor]:
-        """Return the batch of a step."""
-        (x,), y, _ = self.batches.at(0, t, torch.device("cpu"))
-        return x, y
-
-    def hparams(self) -> Gradient:
-        """Return the hyperparameters as leaves."""
-        values = VALUES[self.name]
-        full = {n: torch.tensor(v, dtype=self.dtype) for n, v in values.items()}
-        if self.weighted:
-            full["w"] = full["w"].expand(len(self.train[1])).clone()
-        return {name: value.requires_grad_() for name, value in full.items()}
-
-    def loss(self, output: Tensor, target: Tensor, hp: Gradient, params: list[Tensor]) -> Tensor:
-        """Return the training loss, the L2 term in it."""
-        if self.weighted:
-            return (hp["w"] * cross_entropy(output, target, reduction="none")).mean()
-        penalty = sum(p.square().sum() for p in params) / 2
-        return cross_entropy(output, target) + hp["l2"] * penalty
-
-    def outer(self, call: Callable[[Tensor], Tensor], module: nn.Module) -> Tensor:
-        """Return the validation loss, by a call of the module in evaluation mode."""
-        x, y = self.validation
-        module.eval()
-        return cross_entropy(call(x), y)
 
 
 def training(work: Work) -> Gradient:
@@ -220,13 +110,35 @@ def training(work: Work) -> Gradient:
     return {}
 
 
+Vectors = tuple[Tensor, ...]
+
+
+def update(
+    work: Work, t: int, params: Vectors, g: Vectors, slots: tuple[Vectors, Vectors], hp: Gradient
+) -> tuple[Vectors, tuple[Vectors, Vectors]]:
+    """Return parameters and slots after a step of SGD with momentum, or of Adam."""
+    first, second = slots
+    lr, beta = hp.get("lr", 0.1), hp.get("momentum", 0.9)
+    if work.name != "C":
+        first = tuple(beta * v + d if t else d for v, d in zip(first, g, strict=True))
+        return tuple(p - lr * v for p, v in zip(params, first, strict=True)), (first, second)
+    first = tuple(beta * m + (1 - beta) * d for m, d in zip(first, g, strict=True))
+    second = tuple(0.999 * v + 0.001 * d * d for v, d in zip(second, g, strict=True))
+    c1, c2 = 1 - beta ** (t + 1), 1 - 0.999 ** (t + 1)
+    moved = (
+        p - lr * (m / c1) / (torch.where(v > 0, v / c2, 1).sqrt() * (v > 0) + EPS)
+        for p, m, v in zip(params, first, second, strict=True)
+    )
+    return tuple(moved), (first, second)
+
+
 def unroll(work: Work) -> Gradient:
     """Keep the graph of the whole run, in a dozen lines of torch."""
     model, hp = work.model(), work.hparams()
     names = [name for name, _ in model.named_parameters()]
-    params = [p.detach().clone().requires_grad_() for p in model.parameters()]
-    first, second = ([torch.zeros_like(p) for p in params] for _ in range(2))
-    lr, beta = hp.get("lr", 0.1), hp.get("momentum", 0.9)
+    params = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
+    zeros = tuple(torch.zeros_like(p) for p in params)
+    slots = (zeros, zeros)
 
     def call(x: Tensor) -> Tensor:
         output: Tensor = torch.func.functional_call(model, dict(zip(names, params, strict=True)), x)
@@ -234,19 +146,47 @@ def unroll(work: Work) -> Gradient:
 
     for t in range(work.steps):
         x, y = work.batch(t)
-        g = torch.autograd.grad(work.loss(call(x), y, hp, params), params, create_graph=True)
-        if work.name == "C":
-            first = [beta * m + (1 - beta) * d for m, d in zip(first, g, strict=True)]
-            second = [0.999 * v + 0.001 * d * d for v, d in zip(second, g, strict=True)]
-            c1, c2 = 1 - beta ** (t + 1), 1 - 0.999 ** (t + 1)
-            params = [
-                p - lr * (m / c1) / (torch.where(v > 0, v / c2, 1).sqrt() * (v > 0) + EPS)
-                for p, m, v in zip(params, first, second, strict=True)
-            ]
-        else:
-            first = [beta * v + d if t else d for v, d in zip(first, g, strict=True)]
-            params = [p - lr * v for p, v in zip(params, first, strict=True)]
+        g = torch.autograd.grad(work.loss(call(x), y, hp, list(params)), params, create_graph=True)
+        params, slots = update(work, t, params, g, slots, hp)
     found = torch.autograd.grad(work.outer(call, model), list(hp.values()))
+    return dict(zip(hp, found, strict=True))
+
+
+def jvp(work: Work) -> Gradient:
+    """Carry the tangents of all hyperparameters along, by ``torch.func``."""
+    model = work.model()
+    hp = {name: value.detach() for name, value in work.hparams().items()}
+    names = [name for name, _ in model.named_parameters()]
+    params = tuple(p.detach() for p in model.parameters())
+    zeros = tuple(torch.zeros_like(p) for p in params)
+    state = (params, (zeros, zeros))
+    unit = torch.eye(len(hp), dtype=work.dtype)
+    parts: Any = (None, 0)  # one state, and its tangents
+    along = {name: unit[k] for k, name in enumerate(hp)}
+    tangents = tree_map(lambda v: v.new_zeros(len(hp), *v.shape), state)
+
+    def call(params: Vectors, x: Tensor) -> Tensor:
+        output: Tensor = torch.func.functional_call(model, dict(zip(names, params, strict=True)), x)
+        return output
+
+    for t in range(work.steps):
+        x, y = work.batch(t)
+
+        def step(state: Any, hp: Gradient) -> Any:
+            params, slots = state
+            g = torch.func.grad(lambda p: work.loss(call(p, x), y, hp, list(p)))(params)  # noqa: B023
+            return update(work, t, params, g, slots, hp)  # noqa: B023
+
+        def push(tangent: Any, direction: Gradient) -> Any:
+            return torch.func.jvp(step, (state, hp), (tangent, direction))  # noqa: B023
+
+        state, tangents = torch.func.vmap(push, out_dims=parts)(tangents, along)
+    gradient = torch.func.grad(lambda params: work.outer(lambda x: call(params, x), model))(
+        state[0]
+    )
+    pairs = zip(gradient, tangents[0], strict=True)
+    found = sum(z.flatten(1) @ g.flatten() for g, z in pairs)
+    assert isinstance(found, Tensor)
     return dict(zip(hp, found, strict=True))
 
 
@@ -291,9 +231,8 @@ def torchopt_(work: Work) -> Gradient:
     return dict(zip(known, found, strict=True))
 
 
-def ours(memory: int | str, *, compiled: bool = False) -> Callable[[Work], Gradient]:
-    """Return our reverse mode with this memory."""
-    estimator = Reverse(memory, compile=compiled)
+def ours(estimator: Estimator) -> Callable[[Work], Gradient]:
+    """Return what an estimator of ours makes of a work."""
 
     def gradient(work: Work) -> Gradient:
         if work not in KEPT:
@@ -345,11 +284,23 @@ CONTESTANTS: dict[str, Callable[[Work], Gradient]] = {
 for package, peer in (("higher", higher_), ("torchopt", torchopt_)):
     if importlib.util.find_spec(package) is not None:
         CONTESTANTS[package] = differentiable(peer)
-CONTESTANTS |= {f"Reverse({m!r})": ours(m) for m in ("auto", "activations", "all", "sqrt")}
+CONTESTANTS |= {f"Reverse({m!r})": ours(Reverse(m)) for m in ("auto", "activations", "all", "sqrt")}
+CONTESTANTS |= {"torch.func.jvp": differentiable(jvp), "Forward()": ours(Forward())}
 if options.compile or (options.memory_of and "compile" in options.memory_of[0]):
     CONTESTANTS |= {
-        f"Reverse({m!r}, compile=True)": ours(m, compiled=True) for m in ("all", "sqrt")
+        f"Reverse({m!r}, compile=True)": ours(Reverse(m, compile=True)) for m in ("all", "sqrt")
     }
+    CONTESTANTS["Forward(compile=True)"] = ours(Forward(compile=True))
+FORWARD = [name for name in CONTESTANTS if name.startswith(("Forward", "torch.func"))]
+
+
+def contestants(name: str) -> dict[str, Callable[[Work], Gradient]]:
+    """Return who takes part in a work: forward mode is not for thousands of hyperparameters."""
+    weighted = "w" in VALUES[name]
+    chosen = {who: run for who, run in CONTESTANTS.items() if not (weighted and who in FORWARD)}
+    if options.contestants:
+        chosen = {who: run for who, run in chosen.items() if who in options.contestants}
+    return chosen
 
 
 def milliseconds(contestant: Callable[[Work], Gradient], work: Work) -> float:
@@ -387,7 +338,7 @@ def memory_of(contestant: str, name: str, steps: int) -> float:
 
 if options.memory_of:
     measured, of, length = options.memory_of
-    CONTESTANTS.setdefault("Reverse(20)", ours(20))
+    CONTESTANTS.setdefault("Reverse(20)", ours(Reverse(20)))
     CONTESTANTS[measured](Work(of, 50))  # imports, and a trace where there is one
     work = Work(of, int(length))
     before = peak(reset=True)
@@ -405,13 +356,14 @@ table = Table(
     box=SIMPLE_HEAD,
 )  # fmt: skip
 for name, horizons in HORIZONS.items():
-    checked = () if options.smoke and name in NETS else CONTESTANTS
+    racing = contestants(name)
+    checked = () if options.smoke and name in NETS else racing
     errors = {contestant: error(contestant, name) for contestant in checked}
     for steps in horizons:
         work = Work(name, steps)
-        times: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
+        times: dict[str, list[float]] = {contestant: [] for contestant in racing}
         for turn in range(REPEATS + 1):
-            for contestant, run in CONTESTANTS.items():
+            for contestant, run in racing.items():
                 spent = milliseconds(run, work)
                 if turn:  # the first one warms up
                     times[contestant].append(spent)
