@@ -14,7 +14,8 @@ from hyperopt_dl.seeds import seeded
 Example: TypeAlias = tuple[Tensor, Tensors, Tensor]
 """One ``(x, tensors, u)`` to compare two implementations on."""
 
-_TRACING = {torch.float64: 1e-9, torch.float32: 1e-4}
+TRACING = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far a trace may be from the step that it was made of, as a part of the largest entry."""
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 _ONCE = once_differentiable(lambda _, *grads: grads).__code__
 
@@ -48,7 +49,7 @@ def disagreement(
         with seeded(seed, x.device):
             return call(x, tuple(map(copied, tensors)), *more, key=key)
 
-    tolerance = _TRACING.get(x.dtype, 1e-2)
+    tolerance = TRACING.get(x.dtype, 1e-2)
     g, aux, saved = run(eager.linearize)
     Hu, mixed = saved.pull(u)
     expected = _named(g, aux, Hu, mixed)
@@ -93,7 +94,7 @@ def must_be_symmetric(eager: Eager, example: Example, seed: int) -> None:
     Hu, Hv = (saved.pull(each)[0] for each in (u, v))
     size = float(u.norm() * Hv.norm() + v.norm() * Hu.norm())
     error = abs(float(v.double() @ Hu.double() - u.double() @ Hv.double()))
-    if not error <= 10 * _TRACING.get(x.dtype, 1e-2) * size:
+    if not error <= 10 * TRACING.get(x.dtype, 1e-2) * size:
         raise TrainingError(
             f"The second derivative of the training loss must be symmetric, but v·(Hu) and u·(Hv) "
             f"differ by {error:.1e}, at a size of {size:.1e}. Likely source: the backward() of a "

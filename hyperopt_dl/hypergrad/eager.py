@@ -174,7 +174,12 @@ class _GraphOfGradient:
         try:
             with kernels_with_second_derivatives(self.recurrent):
                 Hu, *mixed = torch.autograd.grad(
-                    self.g, self.leaves, u, retain_graph=True, materialize_grads=True
+                    self.g,
+                    self.leaves,
+                    u,
+                    retain_graph=True,
+                    materialize_grads=True,
+                    is_grads_batched=u.ndim > self.g.ndim,
                 )
         except RuntimeError as error:
             if reason := explained(error):

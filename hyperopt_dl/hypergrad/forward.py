@@ -35,7 +35,9 @@ class Forward:
     ``Reverse`` costs the same for all of them together. The result is the same number.
 
     Args:
-        compile: Whether TorchInductor compiles the step of a ``Supervised``, as for ``Reverse``.
+        compile: Whether TorchInductor compiles the step of a ``Supervised``, as for ``Reverse``. Of
+            SGD, Adam and AdamW without a schedule, and up to 16 entries of the hyperparameters, all
+            of a step is compiled, unless it draws random numbers; else the graphs of the loss are.
 
     Raises:
         TrainingError: In the call, where the tangents need more memory than is free.

@@ -121,7 +121,7 @@ def _replay(graph: Program, *tensors: Tensor) -> Tensors:
 
 def split(joint: fx.GraphModule) -> Graphs:
     """Divide the trace of J."""
-    _drop_same(joint.graph)
+    drop_same(joint.graph)
     simplify(joint.graph)
     *nodes, output = joint.graph.nodes
     u, *inputs = (node for node in nodes if node.op == "placeholder")
@@ -147,7 +147,7 @@ def split(joint: fx.GraphModule) -> Graphs:
     )
 
 
-def _drop_same(graph: fx.Graph) -> None:
+def drop_same(graph: fx.Graph) -> None:
     """Take out what only guards against autograd: at replay there is none."""
     for node in list(graph.nodes):
         if name_of(node) in _SAME:

@@ -6,6 +6,7 @@ Donini, Frasconi, Pontil 2017, section 3.3); E the outer loss. Of a ``Supervised
 parameters, g the gradient of the training loss, H its Hessian.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -13,14 +14,20 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.hypergrad.directions import Directions
+from hyperopt_dl.hypergrad.fused_push import MOST, RULES, FusedPush, Made
 from hyperopt_dl.hypergrad.pushforward import Pushforward
 from hyperopt_dl.hypergrad.rule_tangents import push_rule
 from hyperopt_dl.hypergrad.run_options import Options, RunOptions
 from hyperopt_dl.hypergrad.step_loss import StepLoss
-from hyperopt_dl.hypergrad.tangents import Seeds, Step
+from hyperopt_dl.hypergrad.tangents import Seeds, Step, Vectors
 from hyperopt_dl.hypergrad.whole_step import WholeStep
-from hyperopt_dl.supervised import SLOT, Supervised, slots_of, unpack
+from hyperopt_dl.supervised import BUFFER, SLOT, Supervised, slots_of, unpack
 from hyperopt_dl.training import State, Training
+
+_OTHER_NUMBERS = (
+    "The compiled step does not give the numbers of the plain one, and is not used: this run of "
+    "Forward(compile=True) compiles the graphs of the loss alone, which is right but slower."
+)
 
 Tangents: TypeAlias = dict[str, Tensor]
 """Z by the names of a state's floating (or complex) entries, ``m`` in front of an entry's shape.
@@ -87,7 +94,9 @@ class SplitPush(WholePush):
     """The steps of one run of a ``Supervised`` with their tangents.
 
     The tangents of g are Hessian products on one linearisation of the loss; those of the rule are
-    closed forms. Args as ``WholePush``, and ``compile`` as for ``Forward``.
+    closed forms. Args as ``WholePush``, and ``compile`` as for ``Forward``: all of a step is one
+    graph where the rule and the loss allow for it, and the graphs of the loss are compiled where
+    they do not.
     """
 
     def __init__(
@@ -108,6 +117,8 @@ class SplitPush(WholePush):
         layout = self._loss.network.layout
         self._options = RunOptions(training.optimizer, layout, state["params"], gathered)
         self._seeds: tuple[Options | None, Seeds] = (None, {})
+        self._fused = self._fusing(state) if compile else None
+        self._trusted = False  # the first graph that is replayed is held against the step itself
 
     def initial(self) -> tuple[State, Tangents]:
         """Return s[0] and Z[0], of the parameters and of every slot."""
@@ -118,29 +129,55 @@ class SplitPush(WholePush):
 
     def push(self, state: State, Z: Tangents, t: int) -> tuple[State, Tangents]:
         """Return s[t + 1] and Z[t + 1]."""
-        g, buffers, saved = self._loss.call("linearize", state, t)
-        p, x_dot = len(state["params"]), Z["params"]
-        g = g[:p]
-        both = torch.cat([x_dot, self._inside], 1) if self._loss.used else x_dot
-        g_dot = torch.stack([saved.pull(row)[0][:p] for row in both])
-        options = self._options.at(t)
         slots = slots_of(state)
-        step = Step(
-            m=self.directions.m,
-            x=state["params"],
-            g=g,
-            g_dot=g_dot,
-            slots=slots,
-            t=t + 1,
-            options=options.plain,
-            seeds=self._seeds_of(options),
-        )
+        dot = {"x": Z["params"], **{name: Z[SLOT + name] for name in slots}}
+        made = None
+        if self._fused is not None and t > 0:
+            made = self._fused(state, dot, slots, t)
+        if made is None:
+            made = self._made(state, dot, slots, t)
+        elif not self._trusted:
+            expected = self._made(state, dot, slots, t)
+            self._trusted = made.agrees(expected)
+            if not self._trusted:
+                warnings.warn(_OTHER_NUMBERS, UserWarning, stacklevel=2)
+                self._fused, made = None, expected
+        named = dict(zip(unpack(state).buffers, made.buffers, strict=True)) if made.buffers else {}
+        after = {
+            **state,
+            "params": made.x,
+            **{BUFFER + name: value for name, value in named.items()},
+            **{SLOT + name: value for name, value in made.slots.items()},
+        }
+        return after, {"params": made.dot["x"], **{SLOT + n: made.dot[n] for n in slots}}
+
+    def _fusing(self, state: State) -> FusedPush | None:
+        """Return whole steps as graphs, where the steps after the first one are all alike."""
+        options, rule = self._options.at(0), self._training.optimizer
+        scheduled = options is not self._options.at(1)
+        if scheduled or type(rule) not in RULES or self.directions.m > MOST:
+            return None
+        if not self._loss.is_pure(state):
+            return None
+        x, slots = state["params"], slots_of(state)
+        g_dot, seeds = x.new_zeros(self.directions.m, len(x)), self._seeds_of(options)
+        step = Step(self.directions.m, x, x, g_dot, slots, 1, options.plain, seeds)
+        return FusedPush(self._loss, rule, self._inside, step, state)
+
+    def _made(self, state: State, dot: Vectors, slots: Vectors, t: int) -> Made:
+        """Make a step: the loss by its graphs, the rule and its tangents by themselves."""
+        g, buffers, saved = self._loss.call("linearize", state, t)
+        x, rule = state["params"], self._training.optimizer
+        g = g[: len(x)]
+        both = torch.cat([dot["x"], self._inside], 1) if self._loss.used else dot["x"]
+        g_dot = torch.stack([saved.pull(row)[0][: len(x)] for row in both])
+        options = self._options.at(t)
+        seeds = self._seeds_of(options)
+        step = Step(self.directions.m, x, g, g_dot, slots, t + 1, options.plain, seeds)
         with torch.no_grad():
-            dot = {"x": x_dot, **{name: Z[SLOT + name] for name in slots}}
-            dot_after = push_rule(self._training.optimizer, dot, step)
-            named = dict(zip(unpack(state).buffers, buffers, strict=True)) if buffers else {}
-            after = self._training.update(state, g, named, options.plain, t)
-        return after, {"params": dot_after["x"], **{SLOT + n: dot_after[n] for n in slots}}
+            dot_after = push_rule(rule, dot, step)
+            x_after, after = rule.update(x, g, slots, options.plain, t)
+        return Made(x_after, after, dot_after, buffers)
 
     def _seeds_of(self, options: Options) -> Seeds:
         """Return how the coordinates move the options; once for a run without a schedule."""

@@ -51,6 +51,7 @@ class StepLoss:
         network: The structure that the state belongs to.
         used: The hyperparameters with a derivative that the loss itself depends on.
         sizes: Their numbers of entries.
+        key: What two runs of a network share where the same traces serve both.
     """
 
     def __init__(
@@ -69,28 +70,38 @@ class StepLoss:
         self.used = self._used_by_the_loss(state)
         self.sizes = [gathered.leaves[name].numel() for name in self.used]
         self._shifted = shifted and bool(self.used)
+        self.key = self._key_of(compile)
         self._derivatives = self._choose(state, compile)
         self._read_only = self._only_reads(state)
 
     def call(self, name: str, state: State, t: int, *more: Tensor) -> Any:
         """Call one of the derivatives at a step, on its batch and its stream of random numbers."""
-        training, x = self._training, self._at(state)
+        training, x = self._training, self.at(state["params"])
         if not training.in_memory:  # to look at an example may draw, and comes first
             with training.draws(state, t):
-                return getattr(self._derivatives, name)(x, self._tensors(state, t), *more)
-        tensors = self._tensors(state, t)
+                return getattr(self._derivatives, name)(x, self.tensors(state, t), *more)
+        tensors = self.tensors(state, t)
         derivatives = self._derivatives.at(x, tensors)
         if not derivatives.draws:
             return getattr(derivatives, name)(x, tensors, *more)
         with training.draws(state, t):
             return getattr(derivatives, name)(x, tensors, *more)
 
-    def _at(self, state: State) -> Tensor:
+    def eager(self, state: State) -> Eager:
+        """Return the derivatives by autograd."""
+        return Eager(**self._function(state))
+
+    def is_pure(self, state: State) -> bool:
+        """Return whether a step is known to draw nothing and to write into nothing."""
+        if not self._read_only:
+            return False
+        return not self._derivatives.at(self.at(state["params"]), self.tensors(state, 0)).draws
+
+    def at(self, x: Tensor) -> Tensor:
         """Return what the loss is differentiated at: x, or x̃."""
-        x = state["params"]
         return torch.cat([x, x.new_zeros(sum(self.sizes))]) if self._shifted else x
 
-    def _tensors(self, state: State, t: int) -> tuple[Tensor, ...]:
+    def tensors(self, state: State, t: int) -> tuple[Tensor, ...]:
         """Return everything but the parameters that the loss of step t may depend on."""
         weights = unpack(state)
         batch = self._training.batch(state, t, shared=self._read_only)
@@ -104,7 +115,7 @@ class StepLoss:
         )
 
     def _loss(self, state: State, width: int) -> Loss:
-        """Return the training loss as a function of x and of ``width`` tensors of ``_tensors``.
+        """Return the training loss as a function of x and of ``width`` tensors of ``tensors``.
 
         Where it is shifted, as a function of x̃.
         """
@@ -144,44 +155,51 @@ class StepLoss:
 
     def _choose(self, state: State, compiled: bool) -> Eager | Traced:
         """Return the derivatives of the loss; they are traced once for all runs of a structure."""
-        leaves = tuple(self._gathered.leaves)
-        structure = {n: _whole(v) for n, v in self._gathered.hparams.items() if n not in leaves}
-        kind = (compiled, self._shifted, self.used)
-        key: Hashable = (*kind, leaves, repr(sorted(structure.items())))
         known = self.network.derived
-        if key not in known:
-            with self._training.draws(state, 0):
-                width = len(self._tensors(state, 0))
-            loss, recurrent = self._loss(state, width), self.network.recurrent
-            wrt = [] if self._shifted else self._wrt(width)
+        if self.key not in known:
+            given = self._function(state)
             if self._training.steps < TRACED_FROM and not compiled:
-                if ("checked", key) in known:
-                    return Eager(loss, wrt=wrt, recurrent=recurrent)
-                known["checked", key] = True
-                return checked(loss, self._example(state, 0), 0, wrt=wrt, recurrent=recurrent)
+                if ("checked", self.key) in known:
+                    return Eager(**given)
+                known["checked", self.key] = True
+                return checked(example=self._example(state, 0), seed=0, **given)
             examples = [self._example(state, t) for t in range(PROBES)]
             if len(known) >= KEPT_TRACES:
                 known.clear()
-            known[key] = choose(
-                loss, examples, range(PROBES), wrt=wrt, recurrent=recurrent, compile=compiled
+            known[self.key] = choose(
+                examples=examples, seeds=range(PROBES), compile=compiled, **given
             )
-        derivatives: Eager | Traced = known[key]
+        derivatives: Eager | Traced = known[self.key]
         return derivatives
+
+    def _function(self, state: State) -> dict[str, Any]:
+        """Return the loss as ``Eager`` takes it."""
+        with self._training.draws(state, 0):
+            width = len(self.tensors(state, 0))
+        wrt = [] if self._shifted else self._wrt(width)
+        loss = self._loss(state, width)
+        return {"loss": loss, "wrt": wrt, "recurrent": self.network.recurrent}
+
+    def _key_of(self, compiled: bool) -> Hashable:
+        """Return what two runs of a network must share to have the same traces."""
+        leaves = tuple(self._gathered.leaves)
+        structure = {n: _whole(v) for n, v in self._gathered.hparams.items() if n not in leaves}
+        return compiled, self._shifted, self.used, leaves, repr(sorted(structure.items()))
 
     def _only_reads(self, state: State) -> bool:
         """Return whether the step is known to leave the batch that it is given as it is."""
         if not self._training.in_memory:
             return False
-        return not self._derivatives.at(self._at(state), self._tensors(state, 0)).writes
+        return not self._derivatives.at(self.at(state["params"]), self.tensors(state, 0)).writes
 
     def _example(self, state: State, t: int) -> Example:
         """Return an input of the derivatives that differs from those of other t in everything."""
         scale = 1 + 0.03 * t
         with self._training.draws(state, t):
-            given = self._tensors(state, t)
+            given = self.tensors(state, t)
         x, *tensors = (
             value.detach() * scale if value.is_floating_point() else value.clone()
-            for value in (self._at(state), *given)
+            for value in (self.at(state["params"]), *given)
         )
         generator = torch.Generator().manual_seed(derive(0, "probe", t))
         u = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)

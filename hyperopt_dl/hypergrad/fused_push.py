@@ -1,0 +1,154 @@
+"""A whole step of forward mode as one compiled graph: gradient, products, rule and tangents.
+
+On a small network the kernels of a step are so short that the way to them counts, and the rule's
+dozen vector operations on m tangents count like the network. The compiler fuses these, and the m
+products are one batched pull. What differs between runs (options, how they move with λ) and between
+steps (t) goes in as tensors, so that one graph serves all runs.
+
+Letters: s the state, x its p parameters; Z the tangents, with m rows; t the step; λ the
+hyperparameters.
+"""
+
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from hyperopt_dl.hypergrad.agreement import TRACING, copied
+from hyperopt_dl.hypergrad.compiled import Compiled
+from hyperopt_dl.hypergrad.graphs import drop_same
+from hyperopt_dl.hypergrad.rule_tangents import push_rule
+from hyperopt_dl.hypergrad.step_loss import StepLoss
+from hyperopt_dl.hypergrad.tangents import Step, Vectors
+from hyperopt_dl.optimizers import SGD, Adam, AdamW, Optimizer
+from hyperopt_dl.optimizers.options import Value
+from hyperopt_dl.seeds import seeded
+from hyperopt_dl.training import State
+
+RULES = (SGD, Adam, AdamW)
+"""The rules whose steps after the first one are all the same function of ``(s, λ, t)``."""
+
+MOST = 16
+"""Rows up to which a step is one graph: what has no batched form is written out m times."""
+
+
+class Made(NamedTuple):
+    """What a step has made."""
+
+    x: Tensor
+    slots: dict[str, Tensor]
+    dot: dict[str, Tensor]
+    buffers: tuple[Tensor, ...]
+
+    def agrees(self, other: "Made") -> bool:
+        """Return whether two ways to make a step differ by no more than two ways to add up."""
+        pairs = zip(self._tensors(), other._tensors(), strict=True)
+        return all(_close(a, b) for a, b in pairs)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (self.x, *self.slots.values(), *self.dot.values(), *self.buffers)
+
+
+class FusedPush:
+    """The steps of one run, each as one graph.
+
+    Args:
+        loss: The training loss of the run, as a function of x̃.
+        rule: The optimizer, one of ``RULES``.
+        inside: The tangents of the hyperparameters that the loss reads, ``m x q``.
+        step: A step of the run: its options and seeds are those of every step.
+        state: A state of the run.
+    """
+
+    def __init__(
+        self, loss: StepLoss, rule: Optimizer, inside: Tensor, step: Step, state: State
+    ) -> None:
+        self._loss, self._rule, self._inside, self._step = loss, rule, inside, step
+        self._eager = loss.eager(state)
+        seeds = [(n, row, slope) for n, pairs in step.seeds.items() for row, slope in pairs]
+        self._rows = tuple((name, row) for name, row, _ in seeds)
+        self._values: list[Value] = [*step.options.values(), *(slope for *_, slope in seeds)]
+        numbers = [value for value in self._values if not isinstance(value, Tensor)]
+        self._vectors = [value for value in self._values if isinstance(value, Tensor)]
+        self._numbers = torch.tensor(numbers, dtype=torch.double)
+
+    def __call__(self, state: State, dot: Vectors, slots: Vectors, t: int) -> Made | None:
+        """Return what step t > 0 makes; ``None`` for another kind of batch than was compiled."""
+        tensors = self._loss.tensors(state, t)
+        clock = torch.tensor(float(t), dtype=torch.double)
+        inputs = (
+            *(state["params"], *slots.values(), *dot.values(), self._inside),
+            *(self._numbers, clock, *self._vectors, *tensors),
+        )
+        function = self._compiled(inputs)
+        if function is None:
+            return None
+        with torch.no_grad():
+            x, *rest = function(*inputs)
+        n = len(slots)
+        after = dict(zip(slots, rest[:n], strict=True))
+        dot_after = dict(zip(dot, rest[n : 2 * n + 1], strict=True))
+        return Made(x, after, dot_after, tuple(rest[2 * n + 1 :]))
+
+    def _compiled(self, inputs: tuple[Tensor, ...]) -> Compiled | None:
+        """Return the function for a kind of inputs; a first kind is traced, others have none."""
+        kinds = tuple(isinstance(value, Tensor) for value in self._values)
+        names = tuple(self._step.options)
+        key: Hashable = ("fused", self._loss.key, self._rule, names, self._rows, kinds)
+        shapes = tuple(each.shape for each in inputs)
+        known = self._loss.network.derived
+        if key not in known:
+            with (
+                seeded(0, inputs[0].device),
+                torch.autograd.set_multithreading_enabled(False),
+            ):
+                module = make_fx(self._whole)(*(copied(each) for each in inputs))
+            drop_same(module.graph)
+            module.graph.eliminate_dead_code()
+            module.recompile()
+            known[key] = shapes, Compiled(module)
+        first, function = known[key]
+        return function if first == shapes else None
+
+    def _whole(self, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """Make a step from its inputs, in their order in ``__call__``."""
+        parts = iter(rest)
+        slots = {name: next(parts) for name in self._step.slots}
+        dot = {name: next(parts) for name in ("x", *slots)}
+        inside, numbers, clock = next(parts), iter(next(parts).unbind()), next(parts)
+        given = [next(parts) for _ in self._vectors]
+        values = (given.pop(0) if isinstance(v, Tensor) else next(numbers) for v in self._values)
+        options = {name: next(values) for name in self._step.options}
+        seeds: dict[str, list[tuple[int, Value]]] = {}
+        for name, row in self._rows:
+            seeds.setdefault(name, []).append((row, next(values)))
+        p, both = len(x), torch.cat([dot["x"], inside], 1)
+        g, buffers, saved = self._eager.linearize(self._loss.at(x), tuple(parts))
+        g_dot = saved.pull(both)[0].expand(len(both), -1)[:, :p]
+        t: Any = 1 if type(self._rule) is SGD else clock  # SGD only asks whether it is the first
+        step = replace(
+            self._step,
+            x=x,
+            g=g[:p],
+            g_dot=g_dot,
+            slots=slots,
+            t=t + 1,
+            options=options,
+            seeds=seeds,
+        )
+        with torch.no_grad():
+            dot_after = push_rule(self._rule, dot, step)
+            x_after, after = self._rule.update(x, g[:p], slots, options, t)
+        ordered = [*(after[name] for name in slots), *(dot_after[name] for name in dot)]
+        return (x_after, *ordered, *buffers)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not b.numel():
+        return True
+    finite = torch.where(b.isfinite(), b, torch.zeros_like(b))
+    tolerance = TRACING.get(b.dtype, 1e-2) * float(finite.abs().max())
+    return torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
