@@ -62,6 +62,7 @@ parser = argparse.ArgumentParser(description="Time hypergradients, against train
 parser.add_argument("--smoke", action="store_true", help="see that it works: a few steps only")
 parser.add_argument("--only", nargs="+", metavar="WORK", help="only these workloads")
 parser.add_argument("--contestants", nargs="+", metavar="WHO", help="training, and only these")
+parser.add_argument("--steps", type=int, help="this length of all runs")
 parser.add_argument("--turns", type=int, default=7, help="runs of each contestant, in turns")
 parser.add_argument("--compile", action="store_true", help="have compiled steps take part")
 parser.add_argument("--long", action="store_true", help="only the memory of 100,000 steps")
@@ -81,6 +82,8 @@ if not fashion_mnist.DEBIAN.is_dir():
     HORIZONS = {name: HORIZONS[name] for name in "ABC"}
 if options.smoke:
     HORIZONS = dict.fromkeys(HORIZONS, (3,))
+elif options.steps:
+    HORIZONS = dict.fromkeys(HORIZONS, (options.steps,))
 if options.only:
     HORIZONS = {name: HORIZONS[name] for name in options.only}
 CHECKED = 3 if options.smoke else 60  # steps of the comparison in float64
