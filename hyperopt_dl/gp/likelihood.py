@@ -14,9 +14,13 @@ With α = K⁻¹ y and W = ½ (K⁻¹ - α α'):
 
 One Cholesky factor and one inverse, O(n³), and O(n² G D) for everything else.
 
-Priors, on natural parameters and without a Jacobian, as in Optuna's GPSampler: exp(-0.1/a - 0.1 a)
-for each scale, Gamma(2, 1) for the total variance, Gamma(1.1, 30) for the noise. And log w_g is
-normal around the equal share of the total, with deviation 1.
+Priors, on natural parameters and without a Jacobian, of the form that Optuna's GPSampler has:
+exp(-0.1 c/a - 0.1 a/c) for each scale, Gamma(2, 1) for the total variance, Gamma(1.1, 30) for the
+noise. Here c is 1 in a component that reads every dimension and ``GROUP_SCALE`` in a group, since
+points are less far apart in a few dimensions than in all of them. And log w_g is normal, with
+deviation 1, around g's share of the total: a half for the component that reads every dimension, the
+other half evenly for the groups. With an even share for all, forty groups would leave the full
+component nothing, and the model would be sure of sums where there are hardly any data.
 """
 
 import math
@@ -32,6 +36,8 @@ from hyperopt_dl.gp.kernel import Family, Kernel, correlation_and_slope
 
 LOWEST, HIGHEST, LOWEST_NOISE = -12.0, 8.0, math.log(1e-6)
 """The bounds of the logarithms."""
+GROUP_SCALE = 4.0
+"""The typical scale in a component that does not read every dimension: a lengthscale of a half."""
 _WALL = 1e10
 """What the search meets in place of a likelihood that cannot be computed."""
 _JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -76,6 +82,25 @@ class Structure:
         """1 for a component that reads a dimension, 0 for an empty one, ``[b, G]``."""
         return self.masks.amax(-1)
 
+    @property
+    def log_shares(self) -> Tensor:
+        """The log of each component's typical share of the total variance, ``[b, G]``.
+
+        The components that read every dimension have half of it together, if there are others.
+        """
+        whole = self.masks.amin(-1)
+        parts = self.real - whole
+        wholes, others = whole.sum(-1, keepdim=True), parts.sum(-1, keepdim=True)
+        both = ((wholes > 0) & (others > 0)).to(whole)
+        alike = torch.where(whole > 0, wholes, others).clamp(min=1)
+        return -math.log(2) * both - alike.log()
+
+    def typical_scales(self, vectors: int) -> Tensor:
+        """Return c of each of so many vectors of scales, ``[V, 1]``."""
+        c = self.masks.new_full((vectors, 1), GROUP_SCALE)
+        c[self.vector[self.masks.amin(-1).amax(0) > 0]] = 1.0
+        return c
+
     def kernel(self, parameters: Parameters, categorical: Tensor) -> Kernel:
         """Return the batch of kernels that have these hyperparameters."""
         return Kernel(
@@ -89,12 +114,12 @@ class Structure:
 
 
 def initial(structure: Structure, vectors: int) -> Parameters:
-    """Return the start of a fit: scales 1, equal weights that sum to 1, noise exp(-4)."""
-    b, G, D = structure.masks.shape
+    """Return the start of a fit: typical scales, weights that sum to 1, noise exp(-4)."""
+    b, _, D = structure.masks.shape
     like = structure.masks
     return Parameters(
-        like.new_zeros(b, vectors, D),
-        like.new_full((b, G), -math.log(G)),
+        structure.typical_scales(vectors).log().repeat(b, 1, D),
+        structure.log_shares,
         like.new_full((b,), -4.0),
     )
 
@@ -175,16 +200,17 @@ def _prior(structure: Structure, parameters: Parameters) -> tuple[Tensor, Parame
     a, s2, real = parameters.scales.exp(), parameters.noise.exp(), structure.real
     w = real * parameters.weights.exp()
     total = w.sum(-1, keepdim=True)
-    u = real * (parameters.weights - (total / real.sum(-1, keepdim=True)).log())
+    u = real * (parameters.weights - total.log() - structure.log_shares)
+    a_c = a / structure.typical_scales(a.shape[1])
     value = (
-        0.1 * (1 / a + a).sum((-2, -1))
+        0.1 * (1 / a_c + a_c).sum((-2, -1))
         + (total - total.log()).squeeze(-1)
         + 0.5 * u.square().sum(-1)
         + 30 * s2
         - 0.1 * parameters.noise
     )
     to_weights = w - w / total + u - u.sum(-1, keepdim=True) * w / total
-    return value, Parameters(0.1 * (a - 1 / a), to_weights, 30 * s2 - 0.1)
+    return value, Parameters(0.1 * (a_c - 1 / a_c), to_weights, 30 * s2 - 0.1)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperopt_dl.gp.data import Data, observe
 from hyperopt_dl.gp.kernel import Family
 from hyperopt_dl.gp.likelihood import (
+    GROUP_SCALE,
     LOWEST_NOISE,
     Parameters,
     Structure,
@@ -57,8 +58,11 @@ def log_prior(structure: Structure, parameters: Parameters) -> Tensor:
     a, s2 = parameters.scales[0].exp(), parameters.noise[0].exp()
     log_w = parameters.weights[0][structure.masks[0].any(-1)]
     total = log_w.exp().sum()
-    on_scales = -(0.1 / a + 0.1 * a).sum()
-    on_weights = -0.5 * (log_w - (total / len(log_w)).log()).square().sum()
+    relative = a / torch.tensor([[1.0], [GROUP_SCALE]]).double()
+    on_scales = -(0.1 / relative + 0.1 * relative).sum()
+    groups = len(log_w) - 1
+    shares = torch.tensor([0.5] + [0.5 / groups] * groups, dtype=torch.double)
+    on_weights = -0.5 * (log_w - (total * shares).log()).square().sum()
     return on_scales + on_weights + total.log() - total + 0.1 * s2.log() - 30 * s2
 
 
