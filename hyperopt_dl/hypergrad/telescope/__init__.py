@@ -1,0 +1,1 @@
+"""The arithmetic of randomized telescoping: levels, weights, second moments, the best odds."""
