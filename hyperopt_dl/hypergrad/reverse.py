@@ -8,7 +8,7 @@ derivatives of a step in the state and in λ: ``α[t] = α[t + 1] A[t]``, ``dE/d
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -20,9 +20,10 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import trajectory
 from hyperopt_dl.hypergrad.estimator import Observer
 from hyperopt_dl.hypergrad.memory import available_bytes
-from hyperopt_dl.hypergrad.snapshots import InMemory, Snapshots, TwoLevel, size_of
+from hyperopt_dl.hypergrad.snapshots import InMemory, TwoLevel, size_of
 from hyperopt_dl.hypergrad.split_step import SplitStep
-from hyperopt_dl.hypergrad.whole_step import Adjoint, WholeStep
+from hyperopt_dl.hypergrad.sweep import Plan, WeightedLosses, sweep
+from hyperopt_dl.hypergrad.whole_step import WholeStep
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import Training
 
@@ -115,12 +116,11 @@ class Reverse:
         place = torch.device(device)
         run = steps_of(training, hparams, seed=seed, device=place, compile=self.compile)
         start = 0 if self.last is None else max(0, training.steps - self.last)
-        plan = self._plan(run, training.steps, start)
-        with plan.snapshots:
-            value = _sweep(run, plan, start)
+        steps, loss = training.steps, WeightedLosses(run, {training.steps: 1.0})
+        final = sweep(self.plan(run, steps, start), steps, [loss], start=start)
         if observe is not None:
-            observe(run.final)
-        return value, run.gradient(getattr(training, "hparams", frozenset()))
+            observe(final)
+        return loss.value(), run.gradient(getattr(training, "hparams", frozenset()))
 
     def cost(self, run: WholeStep, steps: int) -> int:
         """Return what a sweep over a run of so many steps takes, in gradients (``hypergrad.auto``).
@@ -128,28 +128,28 @@ class Reverse:
         Each step that is run, each that is linearised from its state and each product counts one.
         """
         start = 0 if self.last is None else max(0, steps - self.last)
-        plan = self._plan(run, steps, start)
+        plan = self.plan(run, steps, start)
         each = 1 if plan.recording else 2
         return trajectory.cost(plan.actions).forward_steps + each * (steps - start)
 
-    def _plan(self, run: WholeStep, steps: int, start: int) -> "_Plan":
-        """Return what is kept on the way, for a run of so many steps."""
+    def plan(self, run: WholeStep, steps: int, start: int = 0) -> Plan:
+        """Return what is kept on the way, for the first so many steps of a run."""
         match self.memory:
             case "activations":
-                return _Plan(trajectory.keep_all(steps, start=start), InMemory(), recording=True)
+                return Plan(trajectory.keep_all(steps, start=start), InMemory(), recording=True)
             case "all":
-                return _Plan(trajectory.keep_all(steps, start=start), self._in_memory())
+                return Plan(trajectory.keep_all(steps, start=start), self._in_memory())
             case int(slots):
-                return _Plan(trajectory.binomial(steps, slots, start=start), self._in_memory())
+                return Plan(trajectory.binomial(steps, slots, start=start), self._in_memory())
         record = None if self.offload else run.recorded_bytes()
         if self.memory == "sqrt" and record is None:
-            return _Plan(trajectory.square_root(steps, start=start), self._in_memory())
+            return Plan(trajectory.square_root(steps, start=start), self._in_memory())
         state = _state_bytes(run)
         if self.memory == "sqrt":
             light = record is not None and record <= LIGHT * state
             weight = record / state if record is not None and light else 1.0
             schedule = trajectory.square_root(steps, start=start, weight=max(1.0, weight))
-            return _Plan(schedule, InMemory(), recording=light)
+            return Plan(schedule, InMemory(), recording=light)
         budget = self._budget(run)
         plan = self._within(budget, steps, start, state, record if self.spill is None else None)
         _logger.info(
@@ -158,24 +158,22 @@ class Reverse:
         )
         return plan
 
-    def _within(
-        self, budget: int, steps: int, start: int, state: int, record: int | None
-    ) -> "_Plan":
+    def _within(self, budget: int, steps: int, start: int, state: int, record: int | None) -> Plan:
         """Return the fastest plan within a budget of bytes."""
         kept = steps - start
         if record is not None and kept * record <= budget:
             everything = trajectory.keep_all(steps, start=start)
-            return _Plan(everything, InMemory(), recording=True, text="records of all steps")
+            return Plan(everything, InMemory(), recording=True, text="records of all steps")
         if self.spill is not None:
             snapshots = TwoLevel(Path(self.spill), budget, offload=self.offload)
-            return _Plan(
+            return Plan(
                 trajectory.keep_all(steps, start=start), snapshots, text="all states, some on disk"
             )
         light = record is not None and record <= LIGHT * state and (kept + 1) * state > budget
         each = record if record is not None and light else state
         schedule = trajectory.for_budget(steps, each, budget, start=start)
         most = max(0, budget // max(each, 1) - 1)
-        return _Plan(schedule, self._in_memory(), recording=light, text=f"up to {most} snapshots")
+        return Plan(schedule, self._in_memory(), recording=light, text=f"up to {most} snapshots")
 
     def _budget(self, run: WholeStep) -> int:
         if self.memory == "auto":
@@ -185,16 +183,6 @@ class Reverse:
 
     def _in_memory(self) -> InMemory:
         return InMemory(offload=self.offload)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a sweep does: its schedule, where snapshots live, and whether records are kept."""
-
-    actions: Iterable[trajectory.Action]
-    snapshots: Snapshots
-    recording: bool = False
-    text: str = ""
 
 
 def _state_bytes(run: WholeStep) -> int:
@@ -242,36 +230,3 @@ def budget_bytes(text: str) -> int:
             f"size such as '4GiB' or '500MB', got {text!r}."
         )
     return int(float(match[1]) * UNITS[match[2]])
-
-
-def _sweep(run: WholeStep, plan: _Plan, start: int) -> Tensor:
-    """Carry out a schedule and return E; dE/dλ is gathered by ``run``."""
-    snapshots, records = plan.snapshots, dict[int, Any]()
-    state = after = run.initial()
-    value = torch.empty(())
-    adjoint: Adjoint = {}
-    for action in plan.actions:
-        match action:
-            case trajectory.Record(t) if plan.recording:
-                state, records[t] = run.record(state, t)
-            case trajectory.Record(t):
-                state = run.advance(state, t)
-            case trajectory.Store(t):
-                snapshots.put(t, state)
-            case trajectory.Restore(t):
-                state = snapshots.get(t)
-            case trajectory.Free(t):
-                snapshots.free(t)
-            case trajectory.Reverse(t) if t in records:
-                adjoint, after = run.pull(records.pop(t), adjoint), state
-            case trajectory.Reverse(t):
-                adjoint, after = run.pull_between(state, after, t, adjoint), state
-            case trajectory.Advance(first, stop):
-                for t in range(first, stop):
-                    state = run.advance(state, t)
-            case trajectory.Final():
-                value, adjoint = run.pull_loss(state)
-                after = state
-    if start == 0:
-        run.pull_initial(adjoint)
-    return value

@@ -45,8 +45,6 @@ class WholeStep:
         self.device = device
         self.steps = training.steps
         self.gathered = Gathered(hparams, device)
-        self.final: State = {}
-        """The state that ``pull_loss`` was given."""
 
     def check(self) -> None:
         """See that the first step gives the same state twice, with what went in: costs two steps.
@@ -121,9 +119,8 @@ class WholeStep:
         """Return α[t] from s[t], where s[t + 1] is known too and may spare some of the step."""
         return self.pull(self.record(state, t)[1], adjoint)
 
-    def pull_loss(self, state: State) -> tuple[Tensor, Adjoint]:
-        """Return E(s[T]) and its adjoint α[T], and gather ∂E/∂λ."""
-        self.final = state
+    def pull_loss(self, state: State, weight: float = 1.0) -> tuple[Tensor, Adjoint]:
+        """Return E(s) and ``weight`` times its adjoint, and gather as much of ∂E/∂λ."""
         inputs = _leaves(state)
         with torch.enable_grad():
             loss = self._training.loss({**state, **inputs}, self.gathered.hparams)
@@ -135,7 +132,7 @@ class WholeStep:
                 "The outer loss must depend on the state in a differentiable way, got a value "
                 "without a graph. Remove the detach(), .item(), argmax or no_grad() between them."
             )
-        return loss.detach(), self.gathered.pull([loss], [torch.ones_like(loss)], inputs)
+        return loss.detach(), self.gathered.pull([loss], [torch.full_like(loss, weight)], inputs)
 
     def pull_initial(self, adjoint: Adjoint) -> None:
         """Gather α[0] ∂s[0]/∂λ, where the initial state depends on the hyperparameters."""
