@@ -6,5 +6,14 @@ from hyperopt_dl.hypergrad.estimator import Estimator
 from hyperopt_dl.hypergrad.forward import Forward
 from hyperopt_dl.hypergrad.hypergradient import hypergradient
 from hyperopt_dl.hypergrad.reverse import Reverse
+from hyperopt_dl.hypergrad.telescoping import Telescoping
 
-__all__ = ["Auto", "Constant", "Estimator", "Forward", "Reverse", "hypergradient"]
+__all__ = [
+    "Auto",
+    "Constant",
+    "Estimator",
+    "Forward",
+    "Reverse",
+    "Telescoping",
+    "hypergradient",
+]

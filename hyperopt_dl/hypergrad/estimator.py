@@ -1,6 +1,6 @@
 """What an estimator of the hypergradient is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -9,6 +9,10 @@ from torch import Tensor
 from hyperopt_dl.training import State, Training
 
 Observer: TypeAlias = Callable[[State], None]
+Note: TypeAlias = Mapping[str, Any]
+"""What an estimator writes down of a trial, for JSON: see ``Estimator``."""
+Plan: TypeAlias = Mapping[str, Any]
+"""What an estimator is to do in a trial, for JSON."""
 
 
 @runtime_checkable
@@ -28,7 +32,28 @@ class Estimator(Protocol):
         The derivative is in the loss's unit per unit of the hyperparameter, float64, of the
         hyperparameter's shape; integers, flags and names have none.
 
-        An estimator may take one more keyword, ``observe: Observer | None = None``, and call it
-        once with the state that the outer loss was read from, cut from any graph: a study measures
-        its metrics there.
+        An estimator may take more keywords, and a study then gives them:
+
+        * ``observe: Observer | None = None``, called once with the state that the outer loss was
+          read from, cut from any graph: a study measures its metrics there. Where the loss after
+          all steps was not looked at, it is not called;
+        * ``scale: Mapping[str, float] | None = None``, natural units per unit of the cube at this
+          point, by name: with them an estimator measures lengths, as a tuner does;
+        * ``note: Callable[[Note], None] | None = None``, called once with numbers to keep with the
+          trial. Where ``"exact"`` among them is false, the value is an estimate, and no candidate
+          for the best trial; a ``"loss"`` is the outer loss after all steps;
+        * ``plan: Plan | None = None``, what to do this time: see ``Learner``.
+        """
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An estimator that learns from one trial what to do in the next."""
+
+    def next_plan(self, notes: Sequence[Note], running: Sequence[Plan]) -> Plan:
+        """Return the plan of a new trial.
+
+        Args:
+            notes: What the finished trials of the study have noted, in order.
+            running: The plans of those that still run.
         """

@@ -117,9 +117,9 @@ class Reverse:
         run = steps_of(training, hparams, seed=seed, device=place, compile=self.compile)
         start = 0 if self.last is None else max(0, training.steps - self.last)
         steps, loss = training.steps, WeightedLosses(run, {training.steps: 1.0})
-        final = sweep(self.plan(run, steps, start), steps, [loss], start=start)
+        swept = sweep(self.plan(run, steps, start), steps, [loss], start=start)
         if observe is not None:
-            observe(final)
+            observe(swept.final)
         return loss.value(), run.gradient(getattr(training, "hparams", frozenset()))
 
     def cost(self, run: WholeStep, steps: int) -> int:
@@ -199,8 +199,17 @@ def steps_of(
     seed: int,
     device: torch.device,
     compile: bool = False,  # noqa: A002
+    check: bool = True,
 ) -> WholeStep:
     """Return the steps of a run and their derivatives, split at the gradient where that can be.
+
+    Args:
+        training: The dynamical system.
+        hparams: Its hyperparameters.
+        seed: Seed of the run.
+        device: Device of the run.
+        compile: Whether the step is compiled.
+        check: Whether two steps are spent on seeing that a step can be computed again.
 
     Raises:
         TrainingError: ``compile`` for a training that is not split.
@@ -213,7 +222,8 @@ def steps_of(
             f"differentiated as a whole. Leave compile out."
         )
     run = WholeStep(training, hparams, seed=seed, device=device)
-    run.check()
+    if check:
+        run.check()
     return run
 
 

@@ -8,7 +8,7 @@ goes back with it. Reverse mode is the case of one weight 1 at the last state.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +28,17 @@ class Plan:
     text: str = ""
 
 
+class Swept(NamedTuple):
+    """Where a sweep has been."""
+
+    final: State
+    """The state after the last step, from which the last loss was read."""
+    forward: int
+    """Steps that were run forward, those that were run again included."""
+    back: int
+    """Steps that an adjoint was pulled back through, of all sums together."""
+
+
 class WeightedLosses:
     """A weighted sum of the losses along a run, as it is pulled back; ``run`` gathers its dE/dλ.
 
@@ -37,11 +48,13 @@ class WeightedLosses:
 
     Attributes:
         losses: E(s[t]) by t, of the states that have a weight and have been passed.
+        pulled: How many steps have been gone back through.
     """
 
     def __init__(self, run: WholeStep, weights: Mapping[int, float]) -> None:
         self.run = run
         self.losses: dict[int, Tensor] = {}
+        self.pulled = 0
         self._weights = weights
         self._adjoint: Adjoint = {}
 
@@ -63,6 +76,7 @@ class WeightedLosses:
         """Go back through step t: by its record, else from s[t] and s[t + 1]."""
         if not self.losses:  # the sweep has not come to the first of them yet
             return
+        self.pulled += 1
         if record is not None:
             self._adjoint = self.run.pull(record, self._adjoint)
         else:
@@ -73,7 +87,7 @@ class WeightedLosses:
         self.run.pull_initial(self._adjoint)
 
 
-def sweep(plan: Plan, steps: int, sums: Sequence[WeightedLosses], *, start: int = 0) -> State:
+def sweep(plan: Plan, steps: int, sums: Sequence[WeightedLosses], *, start: int = 0) -> Swept:
     """Carry out a plan and pull back sums of losses, each by a ``WholeStep`` of its own.
 
     The first of them runs the steps forward; the others share its states. A step back is made by
@@ -86,25 +100,28 @@ def sweep(plan: Plan, steps: int, sums: Sequence[WeightedLosses], *, start: int 
         start: The first step that is differentiated, as in the plan.
 
     Returns:
-        The state after the last step.
+        The last state, and the steps that were made; what a plan is made from does not count.
     """
     with plan.snapshots:
-        final = _carry_out(plan, steps, sums)
+        final, forward = _carry_out(plan, steps, sums)
     if start == 0:
         for each in sums:
             each.pull_initial()
-    return final
+    return Swept(final, forward, sum(each.pulled for each in sums))
 
 
-def _carry_out(plan: Plan, steps: int, sums: Sequence[WeightedLosses]) -> State:
+def _carry_out(plan: Plan, steps: int, sums: Sequence[WeightedLosses]) -> tuple[State, int]:
     run, snapshots, records = sums[0].run, plan.snapshots, dict[int, Any]()
     state = after = final = run.initial()
+    forward = 0
     for action in plan.actions:
         match action:
             case trajectory.Record(t) if plan.recording:
                 state, records[t] = run.record(state, t)
+                forward += 1
             case trajectory.Record(t):
                 state = run.advance(state, t)
+                forward += 1
             case trajectory.Store(t):
                 snapshots.put(t, state)
             case trajectory.Restore(t):
@@ -114,6 +131,7 @@ def _carry_out(plan: Plan, steps: int, sums: Sequence[WeightedLosses]) -> State:
             case trajectory.Advance(first, stop):
                 for t in range(first, stop):
                     state = run.advance(state, t)
+                forward += stop - first
             case trajectory.Final():
                 final = after = state
                 for each in sums:
@@ -124,4 +142,4 @@ def _carry_out(plan: Plan, steps: int, sums: Sequence[WeightedLosses]) -> State:
                     each.pull(record if each is sums[0] else None, state, after, t)
                     each.inject(state, t)
                 after = state
-    return final
+    return final, forward

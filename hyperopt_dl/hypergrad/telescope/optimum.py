@@ -52,7 +52,8 @@ def best_levels(
 
     The search is greedy, both ways (section 5): from all levels, the one is left out without which
     the work is least, while it sinks; from the last one alone, the one is taken in. The better end
-    of the two is returned. The last level always stays, for it is what is estimated.
+    of the two is returned, without levels that would never be drawn. The last level always stays,
+    for it is what is estimated.
 
     Args:
         scheme: How increments are weighted.
@@ -80,7 +81,9 @@ def best_levels(
         _descend(frozenset({last}), up, value),
     ]
     kept = sorted(min(ends, key=value))
-    return kept, best_distribution(scheme, among(D, kept), cost(kept))
+    q = best_distribution(scheme, among(D, kept), cost(kept))
+    drawn = [n for n, chance in zip(kept, q, strict=True) if chance > 0 or n == last]
+    return drawn, best_distribution(scheme, among(D, drawn), cost(drawn))
 
 
 def among(D: Array, places: Sequence[int]) -> Array:
