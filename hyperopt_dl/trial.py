@@ -4,12 +4,11 @@ A worker holds no storage. Whatever a trial asks for or records goes over its ``
 call in the parent's process, a pipe from any other.
 """
 
-import inspect
 import json
 import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -25,8 +24,10 @@ from torch import Tensor
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Estimator
+from hyperopt_dl.hypergrad.estimator import Note, accepted
 from hyperopt_dl.space import Choice
 from hyperopt_dl.training import State, Training, rollout
+from hyperopt_dl.tuners.record import is_exact, keep_note
 
 Distribution: TypeAlias = BaseDistribution
 """What a parameter is sampled from; Optuna's, so that every sampler knows it."""
@@ -61,6 +62,8 @@ class Job:
     params: Mapping[str, Any]
     seed: int
     objectives: int = 1
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    """More keywords for the estimator, of which it is given those that it takes."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Trial:
         self.seed = job.seed
         self.device = device
         self._link = link
+        self._keywords = job.keywords
 
     def __repr__(self) -> str:
         return f"Trial(number={self.number}, params={self.params}, device='{self.device}')"
@@ -193,13 +197,25 @@ def read_values(result: Any, objectives: int) -> Outcome:
 def _differentiate(
     training: Training, trial: Trial, estimator: Estimator, objectives: int
 ) -> Outcome:
-    """Run a training by an estimator, and report its loss and metrics at the last step."""
+    """Run a training by an estimator, and report its loss and metrics at the last step.
+
+    The value is the loss after all steps, where the estimator has looked at it.
+    """
     final: list[State] = []
-    show = {"observe": final.append} if _takes_observer(estimator) else {}
+    notes: list[Note] = []
+    offered = {**trial._keywords, "observe": final.append, "note": notes.append}
     value, gradient = estimator(
-        training, trial.params, seed=trial.seed, device=trial.device, **show
+        training,
+        trial.params,
+        seed=trial.seed,
+        device=trial.device,
+        **accepted(estimator, offered),
     )
-    trial.report(_number(value), training.steps)
+    for note in notes:
+        keep_note(trial, note)
+        value = note.get("loss", value)
+    if all(map(is_exact, notes)):
+        trial.report(_number(value), training.steps)
     outcome = read_values(value, objectives)
     if outcome.state != "complete":
         return outcome
@@ -207,12 +223,6 @@ def _differentiate(
         _record_metrics(training, state, trial)
     derivatives = {n: _derivative(n, d, trial.params.get(n)) for n, d in gradient.items()}
     return replace(outcome, gradient=derivatives)
-
-
-def _takes_observer(estimator: Estimator) -> bool:
-    """Return whether an estimator can show its last state; one of a user's own may do without."""
-    parameters = inspect.signature(estimator).parameters.values()
-    return any(p.name == "observe" or p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def _derivative(name: str, derivative: Any, value: Any) -> float | Tensor:

@@ -1,5 +1,6 @@
 """What an estimator of the hypergradient is."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -57,3 +58,15 @@ class Learner(Protocol):
             notes: What the finished trials of the study have noted, in order.
             running: The plans of those that still run.
         """
+
+    def last_plan(self) -> Plan:
+        """Return the plan of a trial that only takes the loss after all steps."""
+
+
+def accepted(estimator: Estimator, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the keywords that an estimator names; one with ``**`` takes ``observe``."""
+    parameters = inspect.signature(estimator).parameters.values()
+    names = {p.name for p in parameters if p.kind != p.VAR_KEYWORD}
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        names.add("observe")
+    return {name: value for name, value in keywords.items() if name in names}

@@ -164,6 +164,10 @@ class Telescoping:
             "factor": odds.factor,
         }
 
+    def last_plan(self) -> Plan:
+        """Return the plan that only takes the loss after all steps."""
+        return {"do": EVALUATE}
+
     def _can_learn_from(self, note: Note) -> bool:
         """Return whether a trial has measured the levels that these settings ask for."""
         if note.get("distances") is None:

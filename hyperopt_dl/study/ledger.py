@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import optuna
+import torch
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -17,6 +18,8 @@ from hyperopt_dl.study.optuna_study import StoppableStudy, TrialLink
 from hyperopt_dl.study.sampler_seed import reseed
 from hyperopt_dl.trial import Failure, Job, Outcome
 from hyperopt_dl.tuners.archive import ARRAYS, ArrayTuner, array_ids
+from hyperopt_dl.tuners.closing import CLOSING, ClosingTuner
+from hyperopt_dl.tuners.keywords import KEYWORDS, InformingTuner
 from hyperopt_dl.tuners.moving import hold
 from hyperopt_dl.tuners.record import RECORD, jsonable
 
@@ -76,6 +79,33 @@ class Ledger:
         seed = derive(self._seed, "trial", trial.number)
         _claim(trial, seed)
         return self._prepare(TrialLink(trial), seed)
+
+    def enqueue(
+        self, params: Mapping[str, Any], *, skip_if_exists: bool = False, closing: bool = False
+    ) -> None:
+        """Let the next trial have these parameters; an Array is put into a file."""
+        archive = self.study.archive
+        ids = {
+            name: archive.save(name, torch.as_tensor(value, dtype=torch.double), self.study)
+            for name, value in params.items()
+            if name in archive.arrays
+        }
+        marks = {**({ARRAYS: ids} if ids else {}), **({CLOSING: True} if closing else {})}
+        self.study.enqueue_trial(
+            {name: value for name, value in params.items() if name not in ids},
+            user_attrs=marks or None,
+            skip_if_exists=skip_if_exists,
+        )
+
+    def close(self) -> list[tuple[Job, TrialLink]]:
+        """Return the trials with which the tuner wants to end, if no other trials wait."""
+        sampler = self.study.sampler
+        if not isinstance(sampler, ClosingTuner) or self.trials(TrialState.WAITING):
+            return []
+        points = sampler.closing(self.study)
+        for params in points:
+            self.enqueue(params, closing=True)
+        return [self.ask() for _ in points]
 
     def again(self, number: int, attempts: int) -> TrialLink:
         """Return a new link for another attempt at a trial."""
@@ -167,11 +197,12 @@ class Ledger:
         self._links[number] = link
         try:
             params = self._params(link)
+            keywords = self._keywords(link)
         except BaseException as error:
             kind: Failure = "exception" if isinstance(error, Exception) else "interrupted"
             self.tell(number, Outcome("failed", failure=kind, error=repr(error)))
             raise
-        return Job(number, params, seed, len(self.study.directions)), link
+        return Job(number, params, seed, len(self.study.directions), keywords), link
 
     def _params(self, link: TrialLink) -> dict[str, Any]:
         """Return a trial's hyperparameters; those that are new to it are sampled."""
@@ -180,6 +211,18 @@ class Ledger:
         if getattr(sampler, "estimator", None) is not None:
             params = hold(params, self._distributions, getattr(sampler, "fixed", ()))
         return {**params, **self._arrays(link)}
+
+    def _keywords(self, link: TrialLink) -> dict[str, Any]:
+        """Return what the tuner tells its estimator of a trial; at every attempt the same."""
+        sampler, number = self.study.sampler, link.trial.number
+        if not isinstance(sampler, InformingTuner):
+            return {}
+        kept: dict[str, Any] | None = self.trials()[number].user_attrs.get(KEYWORDS)
+        if kept is None:
+            kept = sampler.keywords(self.study, self.trials()[number])
+            if kept:
+                link.set_user_attr(KEYWORDS, kept)
+        return kept
 
     def _arrays(self, link: TrialLink) -> dict[str, Tensor]:
         archive, sampler = self.study.archive, self.study.sampler

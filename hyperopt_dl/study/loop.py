@@ -45,6 +45,7 @@ class Loop:
         self._attempts: dict[int, int] = {}
         self._again: deque[tuple[Job, TrialLink]] = deque()
         self._orphans = deque(ledger.orphans())
+        self._closed = False
         self.tally = self._tally()
 
     def may_start(self) -> bool:
@@ -64,7 +65,7 @@ class Loop:
                 pool.submit(job, link)
             self.tally.running = len(self._flying) - len(self._again)
             progress.update()
-            if not self._flying and (pool.free or not self.may_start()):
+            if not self._flying and (pool.free or not self.may_start()) and not self._close():
                 return
             for finished in pool.wait():
                 self._settle(finished, progress)
@@ -89,11 +90,28 @@ class Loop:
         self._started += 1
         return self._ledger.ask()
 
+    def _close(self) -> bool:
+        """Let the tuner end with trials of its own, once; return whether there are any."""
+        if self._closed or self._stopped():
+            return False
+        self._closed = True
+        closing = self._ledger.close()
+        self._again.extend(closing)
+        self._flying.update(job.number for job, _ in closing)
+        if self.tally.target is not None:
+            self.tally.target += len(closing)
+        return bool(closing)
+
     def _open(self) -> bool:
         """Return whether neither a stop, nor the time, nor ``n_trials`` forbids another trial."""
-        n, timeout = self._limits.n_trials, self._limits.timeout
+        n = self._limits.n_trials
+        return not (self._stopped() or (n is not None and self._started >= n))
+
+    def _stopped(self) -> bool:
+        """Return whether a stop or the time forbids another trial."""
+        timeout = self._limits.timeout
         late = timeout is not None and time.monotonic() >= self.tally.start + timeout
-        return not (self._ledger.study.stopping or late or (n is not None and self._started >= n))
+        return self._ledger.study.stopping or late
 
     def _settle(self, finished: Finished, progress: Progress) -> None:
         job, outcome = finished

@@ -22,7 +22,7 @@ from hyperopt_dl.study.optuna_study import Direction, check_compatible, open_stu
 from hyperopt_dl.study.progress import Progress
 from hyperopt_dl.study.storage import Storage, default_name, open_storage
 from hyperopt_dl.trial import Outcome, Trial, Workload, read_values
-from hyperopt_dl.tuners.archive import ARRAYS, Archive, array_ids
+from hyperopt_dl.tuners.archive import Archive, array_ids
 
 
 class Study:
@@ -234,15 +234,8 @@ class Study:
                 f"skip_if_exists compares numbers and choices, got the Array(s) {list(given)}. "
                 f"Leave it out."
             )
-        ids = {
-            name: archive.save(name, _projected(archive.arrays[name], value), self._optuna)
-            for name, value in given.items()
-        }
-        self._optuna.enqueue_trial(
-            {name: value for name, value in params.items() if name not in given},
-            user_attrs={ARRAYS: ids} if ids else None,
-            skip_if_exists=skip_if_exists,
-        )
+        projected = {name: _projected(archive.arrays[name], x) for name, x in given.items()}
+        self._ledger.enqueue({**params, **projected}, skip_if_exists=skip_if_exists)
 
     def optimize(
         self,

@@ -1,5 +1,6 @@
 """The hypergradient of a trial of Optuna's own."""
 
+from functools import partial
 from typing import Any
 
 import optuna
@@ -7,10 +8,12 @@ import torch
 
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.hypergrad import Estimator, hypergradient
+from hyperopt_dl.hypergrad.estimator import Note, accepted
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.training import Training
+from hyperopt_dl.tuners.keywords import KEYWORDS, InformingTuner
 from hyperopt_dl.tuners.moving import hold
-from hyperopt_dl.tuners.record import RECORD, jsonable
+from hyperopt_dl.tuners.record import RECORD, jsonable, keep_note
 
 
 def evaluate(
@@ -33,7 +36,8 @@ def evaluate(
         device: Device of the run.
 
     Returns:
-        The outer loss after the run, which the objective should return.
+        The outer loss after the run, which the objective should return. An estimate of it is kept
+        by a constraint from being ``study.best_trial``.
 
     Raises:
         StudyError: The study's sampler has no estimator.
@@ -58,12 +62,22 @@ def evaluate(
         )
     if seed is None:
         seed = derive(sampler.seed or 0, "trial", trial.number)
+    notes: list[Note] = []
+    offered: dict[str, Any] = {"note": notes.append}
+    if isinstance(sampler, InformingTuner):
+        frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+        keywords = sampler.keywords(trial.study, frozen)
+        trial.set_user_attr(KEYWORDS, keywords)
+        offered |= keywords
     value, gradient = hypergradient(
         training,
         hold(trial.params, trial.distributions, sampler.fixed),
-        estimator=estimator,
+        estimator=partial(estimator, **accepted(estimator, offered)),
         seed=seed,
         device=device,
     )
+    for note in notes:
+        keep_note(trial, note)
+        value = note.get("loss", value)
     trial.set_user_attr(RECORD, {name: jsonable(float(d)) for name, d in gradient.items()})
     return float(value)

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.hypergrad import Estimator
+from hyperopt_dl.hypergrad.estimator import Learner
 from hyperopt_dl.tuners.archive import archive_of, array_ids
 from hyperopt_dl.tuners.chain import NAMED, Descent, Optimizer, turn
+from hyperopt_dl.tuners.closing import average_point, is_closing
 from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed, estimator_of
+from hyperopt_dl.tuners.keywords import keywords_for
 from hyperopt_dl.tuners.moving import Dimensions, moving, values_at, visit_of
 from hyperopt_dl.tuners.record import recorded
 from hyperopt_dl.tuners.trail import (
@@ -90,6 +93,9 @@ class Hypergradient(BaseSampler):
         fixed: Names of numbers that are not differentiated although they are continuous, such as a
             dropout rate that the model's factory reads; ``starts`` draws them.
         seed: Seed of the default ``starts``, and of the runs of ``evaluate``.
+        average_last: Which part of a chain's points is averaged in the end, the last ones, where
+            the estimator's values are estimates (``Telescoping``): ``Study.optimize`` closes with
+            a trial that runs their average in full. 1 averages all of them.
 
     Raises:
         StudyError: An argument that is none of these.
@@ -110,9 +116,11 @@ class Hypergradient(BaseSampler):
         starts: BaseSampler | None = None,
         fixed: Collection[str] = (),
         seed: int | None = None,
+        average_last: float = 0.5,
     ) -> None:
         _check(estimator, optimizer, lr, chains, chain_length, starts)
         check_fixed(fixed)
+        _check_average(average_last)
         self.estimator = estimator_of(estimator)
         self.optimizer = optimizer
         self.lr = lr
@@ -121,6 +129,7 @@ class Hypergradient(BaseSampler):
         self.starts = _quasi_random(seed) if starts is None else starts
         self.fixed = frozenset(fixed)
         self.seed = seed
+        self.average_last = average_last
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,6 +146,8 @@ class Hypergradient(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Give the trial its place in a chain."""
+        if is_closing(trial):
+            return
         if _supported(study) and self._place(study, trial).position == 0:
             self.starts.before_trial(study, trial)
 
@@ -148,7 +159,7 @@ class Hypergradient(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """Let ``starts`` see how a trial of its own ended; warn once of trials without gradient."""
-        if not _supported(study):
+        if is_closing(trial) or not _supported(study):
             return
         if self._place(study, trial).position == 0:
             self.starts.after_trial(study, trial, state, values)
@@ -166,6 +177,8 @@ class Hypergradient(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """Return what the chain's last good trial has suggested, or what ``starts`` infers."""
         self._refuse(study)
+        if is_closing(trial):
+            return {}
         if self._place(study, trial).position == 0:
             return self.starts.infer_relative_search_space(study, trial)
         return dict(self._anchor(study, trial).distributions)
@@ -175,6 +188,8 @@ class Hypergradient(BaseSampler):
     ) -> dict[str, Any]:
         """Return the chain's next point, or a start."""
         self._refuse(study)
+        if is_closing(trial):
+            return {}
         if self._place(study, trial).position == 0:
             return self.starts.sample_relative(study, trial, search_space)
         params = {**self._anchor(study, trial).params, **self._ahead(study, trial)}
@@ -192,6 +207,26 @@ class Hypergradient(BaseSampler):
         still = {name: before[name] for name in values if name in before and name not in ahead}
         moved = {name: x for name, x in ahead.items() if isinstance(x, Tensor)}
         return {**values, **archive.values(still), **moved}
+
+    def keywords(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Return what the estimator is to know of a trial, beside its hyperparameters."""
+        return keywords_for(self.estimator, study, trial, self.fixed)
+
+    def closing(self, study: optuna.Study) -> list[dict[str, Any]]:
+        """Return the average of the last points of every chain, where values are estimates."""
+        if not isinstance(self.estimator, Learner):
+            return []
+        trials, places, sign = study.get_trials(deepcopy=False), read_places(study), _sign(study)
+        closed = max((t.number for t in trials if is_closing(t)), default=-1)
+        points = []
+        for chain in sorted({place.chain for place in places.values()}):
+            good = good_of(trail_of(trials, places, chain, len(trials)), sign=sign)
+            if good and good[-1].number > closed:
+                dims = moving(good[-1], archive_of(study), self.fixed)
+                alike = [t for t in good if moving(t, archive_of(study), self.fixed) == dims]
+                average = average_point(alike, dims, archive_of(study), self.average_last)
+                points.append({**good[-1].params, **average})
+        return points
 
     def sample_independent(
         self,
@@ -332,4 +367,11 @@ def _check(
     if not (starts is None or isinstance(starts, BaseSampler)):
         raise StudyError(
             f"starts must be a sampler such as optuna.samplers.RandomSampler(), got {starts!r}."
+        )
+
+
+def _check_average(average_last: float) -> None:
+    if not 0 < average_last <= 1:
+        raise StudyError(
+            f"average_last must be a part of the points above 0 and up to 1, got {average_last!r}."
         )

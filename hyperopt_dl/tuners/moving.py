@@ -17,7 +17,7 @@ from hyperopt_dl.hypergrad.constant import Constant
 from hyperopt_dl.space import Array, Float
 from hyperopt_dl.tuners.archive import Archive, array_ids
 from hyperopt_dl.tuners.chain import Visit
-from hyperopt_dl.tuners.record import recorded
+from hyperopt_dl.tuners.record import note_of, recorded
 
 Dimensions: TypeAlias = Mapping[str, Float | Array]
 """What moves, by name, d coordinates in all."""
@@ -32,17 +32,19 @@ def moving(trial: FrozenTrial, archive: Archive, fixed: Collection[str]) -> Dime
         fixed: Names that do not move.
     """
     gradient = recorded(trial.user_attrs) or {}
+    dims = continuous(trial, archive, fixed)
+    return {name: dimension for name, dimension in dims.items() if name in gradient}
+
+
+def continuous(trial: FrozenTrial, archive: Archive, fixed: Collection[str]) -> Dimensions:
+    """Return what may move: the floats without a step that are not fixed, and the Arrays."""
     floats = {
         name: Float(d.low, d.high, log=d.log)
         for name, d in sorted(trial.distributions.items())
-        if isinstance(d, FloatDistribution) and _can_move(name, d, fixed) and name in gradient
+        if isinstance(d, FloatDistribution) and _can_move(name, d, fixed)
     }
     own = array_ids(trial)
-    arrays = {
-        name: array
-        for name, array in sorted(archive.arrays.items())
-        if name in gradient and name in own
-    }
+    arrays = {name: array for name, array in sorted(archive.arrays.items()) if name in own}
     return {**floats, **arrays}
 
 
@@ -63,6 +65,8 @@ def hold(
 def visit_of(trial: FrozenTrial, dims: Dimensions, archive: Archive, *, sign: float) -> Visit:
     """Return where a trial was and its gradient there, in the coordinates of ``dims``.
 
+    An estimate of the gradient is shortened by the factor that its estimator noted.
+
     Args:
         trial: A trial with a finite gradient in all of ``dims``.
         dims: What moves.
@@ -70,6 +74,7 @@ def visit_of(trial: FrozenTrial, dims: Dimensions, archive: Archive, *, sign: fl
         sign: 1 to go down, -1 to go up.
     """
     gradient, ids = recorded(trial.user_attrs) or {}, array_ids(trial)
+    sign *= note_of(trial).get("factor", 1.0)
     points, gradients = [], []
     for name, dimension in dims.items():
         of_value = gradient[name]

@@ -7,7 +7,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hyperopt_dl.tuners.chain import alive, is_setback
-from hyperopt_dl.tuners.record import recorded
+from hyperopt_dl.tuners.record import is_exact, note_of, recorded
 
 PLACES = "hypergradient:"
 """The study attribute ``PLACES + trial number`` holds that trial's chain and position."""
@@ -60,7 +60,8 @@ def can_move(trail: Sequence[FrozenTrial], *, sign: float) -> bool:
 def good_of(trail: Sequence[FrozenTrial], *, sign: float) -> list[FrozenTrial]:
     """Return the trials that a descent follows: with a finite gradient, and no setback.
 
-    Where a range has changed, losses are compared anew.
+    Where a range has changed, losses are compared anew. Only losses after all steps are compared,
+    not estimates of them.
 
     Args:
         trail: The finished trials of a chain, in order.
@@ -71,9 +72,10 @@ def good_of(trail: Sequence[FrozenTrial], *, sign: float) -> list[FrozenTrial]:
     for trial in trail:
         if good and trial.distributions != good[-1].distributions:
             losses = []
-        if _is_complete(trial) and not is_setback(sign * _value(trial), losses):
+        exact = is_exact(note_of(trial))
+        if _is_complete(trial) and not (exact and is_setback(sign * _value(trial), losses)):
             good.append(trial)
-            losses.append(sign * _value(trial))
+            losses += [sign * _value(trial)] if exact else []
     return good
 
 
