@@ -29,7 +29,7 @@ def test_the_public_names_are_those_promised() -> None:
         (
             hd.hypergrad,
             {
-                *("Auto", "Reverse", "Forward", "Telescoping"),
+                *("Auto", "Reverse", "Forward", "Telescoping", "PES", "ESSingle"),
                 *("Constant", "Estimator", "hypergradient"),
             },
         ),

@@ -3,14 +3,17 @@
 from hyperopt_dl.hypergrad.auto import Auto
 from hyperopt_dl.hypergrad.constant import Constant
 from hyperopt_dl.hypergrad.estimator import Estimator
+from hyperopt_dl.hypergrad.evolution import PES, ESSingle
 from hyperopt_dl.hypergrad.forward import Forward
 from hyperopt_dl.hypergrad.hypergradient import hypergradient
 from hyperopt_dl.hypergrad.reverse import Reverse
 from hyperopt_dl.hypergrad.telescoping import Telescoping
 
 __all__ = [
+    "PES",
     "Auto",
     "Constant",
+    "ESSingle",
     "Estimator",
     "Forward",
     "Reverse",

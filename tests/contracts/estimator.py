@@ -1,6 +1,6 @@
-"""What every exact estimator must do: the closed forms, and what it leaves as it found it.
+"""What every estimator must do, and every exact one: the closed forms.
 
-Subclass ``EstimatorContract`` with a fixture ``estimator``.
+Subclass ``EstimatorContract``, or ``EstimatorManners``, with a fixture ``estimator``.
 """
 
 from collections.abc import Mapping
@@ -103,8 +103,8 @@ def close(found: Tensor, expected: Tensor | float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-class EstimatorContract:
-    """The contract."""
+class EstimatorManners:
+    """What holds for every estimator, of however uncertain a derivative."""
 
     @pytest.fixture
     def estimator(self) -> Estimator:
@@ -112,6 +112,82 @@ class EstimatorContract:
 
     def test_it_is_an_estimator(self, estimator: Estimator) -> None:
         assert isinstance(estimator, Estimator)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+    def test_a_derivative_is_float64_in_the_shape_of_its_hyperparameter(
+        self, estimator: Estimator, dtype: torch.dtype
+    ) -> None:
+        schedule = Schedule("lr", lambda t, hp: hp["knots"][0, t])
+        hparams = {
+            "lr": torch.tensor(0.2, dtype=dtype),
+            "knots": torch.ones(1, 5, dtype=dtype),
+        }
+        training = line(SGD(lr=schedule), dtype=dtype)
+        value, gradient = hypergradient(training, hparams, estimator=estimator)
+        assert (value.shape, value.dtype) == ((), dtype)
+        assert {name: (v.shape, v.dtype) for name, v in gradient.items()} == {
+            "lr": ((), DOUBLE),
+            "knots": ((1, 5), DOUBLE),
+        }
+
+    def test_neither_the_value_nor_the_derivative_has_a_graph(self, estimator: Estimator) -> None:
+        value, gradient = hypergradient(Spiral(), SPIRAL_AT, estimator=estimator)
+        assert not any(tensor.requires_grad for tensor in (value, *gradient.values()))
+
+    def test_the_observer_sees_the_state_of_the_outer_loss_once_and_without_a_graph(
+        self, estimator: Any
+    ) -> None:
+        seen: list[State] = []
+        value, _ = estimator(Spiral(), SPIRAL_AT, seed=0, device="cpu", observe=seen.append)
+        (state,) = seen
+        assert not state["z"].requires_grad
+        close(Spiral().loss(state, SPIRAL_AT), value)
+
+    def test_hyperparameters_are_not_written_to(self, estimator: Estimator) -> None:
+        start = torch.tensor([1.2, -0.7], dtype=DOUBLE, requires_grad=True)
+        hparams = {**SPIRAL_AT, "start": start}
+        before, version = dict(hparams), start._version
+        hypergradient(Spiral(), hparams, estimator=estimator)
+        assert hparams.keys() == before.keys()
+        assert all(hparams[name] is value for name, value in before.items())
+        assert start.grad is None
+        assert start._version == version
+
+    def test_global_randomness_is_neither_read_nor_moved(self, estimator: Estimator) -> None:
+        answers = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in (1, 2):
+                torch.manual_seed(seed)
+                before = torch.get_rng_state()
+                answers.append(hypergradient(drawn(), {"lr": 0.1}, estimator=estimator))
+                assert torch.equal(torch.get_rng_state(), before)
+        assert_same_answer(*answers)
+
+    def test_it_works_where_gradients_are_switched_off(self, estimator: Estimator) -> None:
+        with torch.no_grad():
+            inside = hypergradient(drawn(), {"lr": 0.1}, estimator=estimator)
+            assert not torch.is_grad_enabled()
+        assert_same_answer(inside, hypergradient(drawn(), {"lr": 0.1}, estimator=estimator))
+
+    @pytest.mark.parametrize("name", ["noise", "dropout"])
+    def test_the_same_seed_gives_the_same_bits(self, estimator: Estimator, name: str) -> None:
+        training: Training = NOISY if name == "noise" else drawn()
+        first, second = (
+            hypergradient(training, {"lr": 0.1}, estimator=estimator, seed=5) for _ in range(2)
+        )
+        assert_same_answer(first, second)
+
+    def test_no_floating_hyperparameter_is_an_error(self, estimator: Estimator) -> None:
+        with pytest.raises(TrainingError, match=r"float or a floating tensor, got \{'lr': 'int'\}"):
+            hypergradient(NOISY, {"lr": 1}, estimator=estimator)
+
+    def test_what_is_no_training_is_an_error(self, estimator: Estimator) -> None:
+        with pytest.raises(TrainingError, match=r"needs a Training, got a list, .* steps, init"):
+            hypergradient([], {"lr": 0.1}, estimator=estimator)  # type: ignore[arg-type]
+
+
+class EstimatorContract(EstimatorManners):
+    """What an exact one does on top of that."""
 
     # ----------------------------------------------------------------------------- the closed forms
 
@@ -159,38 +235,6 @@ class EstimatorContract:
         factors = 1 - 2 * at
         close(gradient["knots"], -16 * factors.prod() ** 2 / factors)
 
-    # ---------------------------------------------------------------------------- shapes and dtypes
-
-    @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
-    def test_a_derivative_is_float64_in_the_shape_of_its_hyperparameter(
-        self, estimator: Estimator, dtype: torch.dtype
-    ) -> None:
-        schedule = Schedule("lr", lambda t, hp: hp["knots"][0, t])
-        hparams = {
-            "lr": torch.tensor(0.2, dtype=dtype),
-            "knots": torch.ones(1, 5, dtype=dtype),
-        }
-        training = line(SGD(lr=schedule), dtype=dtype)
-        value, gradient = hypergradient(training, hparams, estimator=estimator)
-        assert (value.shape, value.dtype) == ((), dtype)
-        assert {name: (v.shape, v.dtype) for name, v in gradient.items()} == {
-            "lr": ((), DOUBLE),
-            "knots": ((1, 5), DOUBLE),
-        }
-
-    def test_neither_the_value_nor_the_derivative_has_a_graph(self, estimator: Estimator) -> None:
-        value, gradient = hypergradient(Spiral(), SPIRAL_AT, estimator=estimator)
-        assert not any(tensor.requires_grad for tensor in (value, *gradient.values()))
-
-    def test_the_observer_sees_the_state_of_the_outer_loss_once_and_without_a_graph(
-        self, estimator: Any
-    ) -> None:
-        seen: list[State] = []
-        value, _ = estimator(Spiral(), SPIRAL_AT, seed=0, device="cpu", observe=seen.append)
-        (state,) = seen
-        assert not state["z"].requires_grad
-        close(Spiral().loss(state, SPIRAL_AT), value)
-
     # ----------------------------------------------------------------------- what is differentiated
 
     def test_integers_flags_and_names_are_not_differentiated(self, estimator: Estimator) -> None:
@@ -218,43 +262,7 @@ class EstimatorContract:
         close(gradient["dampening"], 0.0)
         close(gradient["lr"], -16 * (1 - 0.4))
 
-    # --------------------------------------------------------------------------- what is left alone
-
-    def test_hyperparameters_are_not_written_to(self, estimator: Estimator) -> None:
-        start = torch.tensor([1.2, -0.7], dtype=DOUBLE, requires_grad=True)
-        hparams = {**SPIRAL_AT, "start": start}
-        before, version = dict(hparams), start._version
-        hypergradient(Spiral(), hparams, estimator=estimator)
-        assert hparams.keys() == before.keys()
-        assert all(hparams[name] is value for name, value in before.items())
-        assert start.grad is None
-        assert start._version == version
-
-    def test_global_randomness_is_neither_read_nor_moved(self, estimator: Estimator) -> None:
-        answers = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in (1, 2):
-                torch.manual_seed(seed)
-                before = torch.get_rng_state()
-                answers.append(hypergradient(drawn(), {"lr": 0.1}, estimator=estimator))
-                assert torch.equal(torch.get_rng_state(), before)
-        assert_same_answer(*answers)
-
-    def test_it_works_where_gradients_are_switched_off(self, estimator: Estimator) -> None:
-        with torch.no_grad():
-            inside = hypergradient(drawn(), {"lr": 0.1}, estimator=estimator)
-            assert not torch.is_grad_enabled()
-        assert_same_answer(inside, hypergradient(drawn(), {"lr": 0.1}, estimator=estimator))
-
     # ---------------------------------------------------------------------------------------- seeds
-
-    @pytest.mark.parametrize("name", ["noise", "dropout"])
-    def test_the_same_seed_gives_the_same_bits(self, estimator: Estimator, name: str) -> None:
-        training: Training = NOISY if name == "noise" else drawn()
-        first, second = (
-            hypergradient(training, {"lr": 0.1}, estimator=estimator, seed=5) for _ in range(2)
-        )
-        assert_same_answer(first, second)
 
     def test_another_seed_is_another_run(self, estimator: Estimator) -> None:
         for seed in (5, 6):
@@ -265,10 +273,6 @@ class EstimatorContract:
         )
 
     # --------------------------------------------------------------------------------------- errors
-
-    def test_no_floating_hyperparameter_is_an_error(self, estimator: Estimator) -> None:
-        with pytest.raises(TrainingError, match=r"float or a floating tensor, got \{'lr': 'int'\}"):
-            hypergradient(NOISY, {"lr": 1}, estimator=estimator)
 
     def test_a_hyperparameter_that_nothing_uses_is_an_error(self, estimator: Estimator) -> None:
         with pytest.raises(TrainingError, match=r"No derivative reaches .* \['decay', 'typo'\]"):
@@ -282,10 +286,6 @@ class EstimatorContract:
         training = line(SGD(lr="lr"), loss=lambda output, target: output.detach().mean())
         with pytest.raises(TrainingError, match=r"training loss must depend on the model's param"):
             hypergradient(training, {"lr": 0.1}, estimator=estimator)
-
-    def test_what_is_no_training_is_an_error(self, estimator: Estimator) -> None:
-        with pytest.raises(TrainingError, match=r"needs a Training, got a list, .* steps, init"):
-            hypergradient([], {"lr": 0.1}, estimator=estimator)  # type: ignore[arg-type]
 
     def _check_spiral(self, training: Training, spiral: Spiral, estimator: Estimator) -> None:
         value, gradient = hypergradient(training, SPIRAL_AT, estimator=estimator)
