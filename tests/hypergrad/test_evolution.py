@@ -67,14 +67,13 @@ class LinearQuadratic:
         return torch.stack([*(b * error), a * error.sum(), torch.tensor(3.0, dtype=DOUBLE)])
 
 
-def samples(estimator: Estimator, n: int, scale: Mapping[str, float] | None = None) -> Tensor:
+def samples(estimator: Estimator, n: int) -> Tensor:
     """Independent estimates ``[n, 4]`` of the gradient of the linear-quadratic problem."""
     push = torch.tensor([0.3, -0.1], dtype=DOUBLE)
     hparams = {"push": push, "start": 0.5, "price": 0.2}
-    keywords: dict[str, Any] = {"scale": scale}
     rows = []
     for seed in range(n):
-        _, g = estimator(LinearQuadratic(), hparams, seed=seed, device="cpu", **keywords)
+        _, g = estimator(LinearQuadratic(), hparams, seed=seed, device="cpu")
         rows.append(torch.cat([g["push"], g["start"].view(1), g["price"].view(1)]))
     return torch.stack(rows)
 
@@ -98,10 +97,14 @@ def test_more_pairs_scatter_less(make: Callable[..., Estimator]) -> None:
 
 
 @both
-def test_a_scale_is_the_unit_of_sigma(make: Callable[..., Estimator]) -> None:
-    scale = {"push": 2.0, "start": 2.0, "price": 2.0}
-    found = samples(make(pairs=1, sigma=0.1), 5, scale)
-    torch.testing.assert_close(found, samples(make(pairs=1, sigma=0.2), 5))
+def test_a_scale_is_the_unit_of_sigma(make: Callable[..., Any]) -> None:
+    problem, hparams = Quadratic(steps=6), {"lr": 0.1}  # of degree 12: sigma matters
+    (_, a), (_, b), (_, c) = (
+        make(sigma=sigma)(problem, hparams, seed=2, device="cpu", scale={"lr": scale})
+        for sigma, scale in ((0.02, 2.0), (0.04, 1.0), (0.02, 1.0))
+    )
+    torch.testing.assert_close(a["lr"], b["lr"], rtol=1e-12, atol=0)
+    assert not torch.isclose(a["lr"], c["lr"], rtol=1e-3)
 
 
 # Against reverse mode

@@ -8,6 +8,8 @@ import pytest
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Reverse, Telescoping, hypergradient
 from hyperopt_dl.hypergrad.estimator import Learner
+from hyperopt_dl.hypergrad.telescope.learned import average
+from hyperopt_dl.hypergrad.telescope.optimum import FLOOR
 from hyperopt_dl.hypergrad.telescope.weights import Scheme
 from tests.problems import Quadratic
 
@@ -46,6 +48,7 @@ def test_the_odds_follow_from_the_distances(scheme: Scheme) -> None:
     assert plan["probabilities"][0] > 0.5
     assert sum(plan["probabilities"]) == pytest.approx(1)
     assert 0 < plan["factor"] < 1
+    assert min(plan["probabilities"]) >= FLOOR / len(plan["levels"])
     useless = Telescoping(scheme).next_plan([calibrated(-3.0, 5.0, -2.0, 1.0)], [])
     assert (useless["levels"], useless["probabilities"]) == ([8], [1.0])
     assert useless["factor"] == pytest.approx(1)
@@ -61,6 +64,12 @@ def test_distances_are_averaged_over_calibrations_with_the_same_levels() -> None
     assert found["levels"] == expected["levels"]
     assert found["probabilities"] == pytest.approx(expected["probabilities"])
     assert found["factor"] == pytest.approx(expected["factor"])
+
+
+def test_an_average_of_one_is_that_one_and_the_latest_weighs_most() -> None:
+    one, other = np.eye(2), 3 * np.eye(2)
+    np.testing.assert_allclose(average([one]), one)
+    np.testing.assert_allclose(average([one, other]), (0.9 * one + other) / 1.9)
 
 
 def test_it_calibrates_again_after_so_many_whole_runs_of_compute() -> None:

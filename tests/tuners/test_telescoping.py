@@ -102,10 +102,13 @@ def test_a_trial_records_its_level_its_probability_its_cost_and_the_estimate(
     assert all(set(trial.user_attrs["hypergradient"]) == {"aim"} for trial in study.trials[:-1])
 
 
+@pytest.mark.parametrize("tune", [True, False])
 def test_only_the_value_of_a_trial_that_stopped_early_is_marked_as_an_estimate(
-    study: hd.Study,
+    study: hd.Study, tune: bool
 ) -> None:
-    for trial in study.trials:
+    trials = study.trials if tune else tuned(12, Telescoping(tune=False, levels=(16,))).trials
+    assert {note(trial)["exact"] for trial in trials[:-1]} == {True, False}
+    for trial in trials:
         early = note(trial)["level"] < PROBLEM.steps
         assert note(trial)["exact"] is not early
         assert trial.constraints == ({"value_is_an_estimate": 1.0} if early else {})
@@ -166,22 +169,30 @@ def test_a_step_along_a_draw_is_shortened_by_its_factor(study: hd.Study) -> None
         assert coordinate(ahead) == pytest.approx(min(1, max(0, u)))
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_an_estimate_is_no_setback(exact: bool) -> None:
-    values = iter([5.0, 4.0, 9.0, 3.0])
+@pytest.mark.parametrize(
+    ("values", "estimates", "setback"),
+    [
+        ([5.0, 4.0, 9.0, 3.0], [], True),
+        ([5.0, 4.0, 9.0, 3.0], [9.0], False),
+        ([5.0, 99.0, 4.0, 9.0, 3.0], [99.0], True),
+    ],
+)
+def test_only_losses_after_all_steps_are_compared(
+    values: list[float], estimates: list[float], setback: bool
+) -> None:
+    left = iter(values)
 
     def estimator(training: Any, hparams: Any, *, seed: int, device: Any, note: Any = None) -> Any:
-        value = next(values)
-        note({"exact": exact or value != 9.0})
+        value = next(left)
+        note({"exact": value not in estimates})
         return torch.tensor(value), {"lr": torch.tensor(-0.1).double()}
 
     tuner = hd.Hypergradient(estimator, optimizer="sgd", lr=0.1)
     study = hd.Study(hd.Space(lr=hd.Float(0.0, 1.0)), tuner=tuner, seed=0)
     study.enqueue({"lr": 0.2})
-    study.optimize(PROBLEM, n_trials=4, progress=False)
-    lr = [trial.params["lr"] for trial in study.trials]
-    back = lr[1] + 0.005 if exact else lr[2] + 0.01
-    assert lr[3] == pytest.approx(back)
+    study.optimize(PROBLEM, n_trials=len(values), progress=False)
+    *_, good, last, ahead = (trial.params["lr"] for trial in study.trials)
+    assert ahead == pytest.approx(good + 0.005 if setback else last + 0.01)
 
 
 # The end
@@ -244,7 +255,18 @@ def test_trials_that_wait_are_not_mistaken_for_the_closing_one() -> None:
     study.enqueue({"aim": 0.3})
     study.enqueue({"aim": 0.4})
     study.optimize(PROBLEM, n_trials=1, progress=False)
-    assert [t.state for t in study.trials[-1:]] == [TrialState.WAITING]
+    assert [t.state for t in study.trials[-2:]] == [TrialState.COMPLETE, TrialState.WAITING]
+    assert study.trials[-1].system_attrs["fixed_params"] == {"aim": 0.4}
+
+
+def test_a_chain_that_has_not_moved_on_is_not_closed_again() -> None:
+    class Broken(Toward):
+        def step(self, state: State, hparams: HParams, t: int) -> State:
+            raise RuntimeError("broken")
+
+    study = tuned(3)
+    study.optimize(Broken(), n_trials=2, progress=False)
+    assert [trial.state.name for trial in study.trials[4:]] == ["FAIL", "FAIL"]
 
 
 @pytest.mark.parametrize("part", [0.0, -0.5, 1.5])
@@ -280,12 +302,14 @@ def test_an_array_is_measured_by_its_range_and_averaged_entry_by_entry() -> None
 
 def test_a_plan_is_kept_for_another_attempt_at_a_trial() -> None:
     study = hd.Study(SPACE, tuner=hd.Hypergradient(Telescoping()), seed=0)
-    first, link = study._ledger.ask()
-    made = {"do": "calibrate", "levels": [32], "distances": [[0, 1], [1, 0]], "steps": 64}
-    link.set_user_attr("estimator", made)
+    (first, link), (second, other) = study._ledger.ask(), study._ledger.ask()
+    made = {"do": "calibrate", "levels": [2, 4], "steps": 8}
+    link.set_user_attr("estimator", {**made, "distances": [[0, 9, 16], [9, 0, 1], [16, 1, 0]]})
     study.tell(first.number, 1.0)
-    job, link = study._ledger.ask()
+    job, _ = study._ledger.ask()
     assert job.keywords["plan"]["do"] == "draw"
+    other.set_user_attr("estimator", {**made, "distances": [[0, 16, 25], [16, 0, 1], [25, 1, 0]]})
+    study.tell(second.number, 1.0)
     again, _ = study._ledger._prepare(study._ledger.again(job.number, 1), job.seed)
     assert again.keywords == job.keywords
     assert pickle.loads(pickle.dumps(again)) == again
