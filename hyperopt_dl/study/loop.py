@@ -65,7 +65,9 @@ class Loop:
                 pool.submit(job, link)
             self.tally.running = len(self._flying) - len(self._again)
             progress.update()
-            if not self._flying and (pool.free or not self.may_start()) and not self._close():
+            if not self._flying and (pool.free or not self.may_start()):
+                if self._close():
+                    continue
                 return
             for finished in pool.wait():
                 self._settle(finished, progress)

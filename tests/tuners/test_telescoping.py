@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 import hyperopt_dl as hd
+from hyperopt_dl.executors.serial import SerialPool
 from hyperopt_dl.hypergrad import Reverse, Telescoping
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.training import HParams, State
@@ -216,6 +217,28 @@ def test_a_study_goes_on_from_where_its_chain_was_after_a_closing_trial() -> Non
     last, ahead = study.trials[4], study.trials[6]
     u = coordinate(last) - 1e-3 * note(last)["factor"] * slope(last)
     assert coordinate(ahead) == pytest.approx(min(1, max(0, u)))
+
+
+def test_no_worker_is_waited_for_that_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = SerialPool.wait
+
+    def busy(pool: SerialPool, timeout: float | None = None) -> Any:
+        assert not pool.free, "a process would wait for ever"
+        return wait(pool, timeout)
+
+    monkeypatch.setattr(SerialPool, "wait", busy)
+    assert kinds(tuned(2))[-1] == "evaluate"
+
+
+@pytest.mark.slow
+def test_processes_calibrate_draw_and_close() -> None:
+    tuner = hd.Hypergradient(Telescoping(), lr=0.02, chains=2)
+    study = hd.Study(SPACE, tuner=tuner, seed=0)
+    executor = hd.executors.Processes(devices=["cpu"], per_device=2)
+    study.optimize(PROBLEM, n_trials=8, executor=executor, progress=False)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 10
+    assert kinds(study)[:2] == ["calibrate", "calibrate"]
+    assert kinds(study)[-2:] == ["evaluate", "evaluate"]
 
 
 def test_every_chain_is_closed() -> None:
