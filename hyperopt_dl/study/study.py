@@ -257,7 +257,8 @@ class Study:
 
         Args:
             workload: A ``Training``, or a function of a trial.
-            n_trials: How many trials this call runs.
+            n_trials: How many trials this call runs. Where a tuner's values are estimates
+                (``Telescoping``), it adds a whole run at the end for each of its chains.
             total_trials: How many trials the study has in the end, those that are there included: a
                 script that was killed is simply run again.
             timeout: Seconds after which no further trial starts.
