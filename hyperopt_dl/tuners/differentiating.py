@@ -5,6 +5,7 @@ from typing import Literal
 
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.hypergrad import Auto, Estimator, Reverse
+from hyperopt_dl.hypergrad.estimator import Learner
 
 
 def estimator_of(given: Estimator | Literal["auto"] | None) -> Estimator:
@@ -54,4 +55,9 @@ def check_use_of_gradients(
         raise StudyError(
             f"estimator and fixed are for use_gradients=True, got estimator={estimator!r} and "
             f"fixed={fixed!r} without. Set it, or leave them out."
+        )
+    if isinstance(estimator, Learner):
+        raise StudyError(
+            f"A model of the loss needs the loss after all steps, but {type(estimator).__name__} "
+            f"mostly estimates it. Use hypergrad.Reverse(), or the tuner Hypergradient."
         )

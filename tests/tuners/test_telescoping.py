@@ -353,6 +353,11 @@ def test_in_plain_optuna_evaluate_keeps_notes_and_the_best_trial_is_exact() -> N
     assert note(study.best_trial)["exact"]
 
 
+def test_a_model_of_the_loss_refuses_estimates_of_it() -> None:
+    with pytest.raises(hd.StudyError, match="needs the loss after all steps, but Telescoping"):
+        hd.AdditiveBO(use_gradients=True, estimator=Telescoping())
+
+
 def test_an_estimator_that_names_no_keyword_is_given_none() -> None:
     def plain(
         training: hd.Training, hparams: Mapping[str, Any], *, seed: int, device: Any
