@@ -260,7 +260,10 @@ def test_the_same_seed_proposes_the_same_and_pickling_changes_nothing() -> None:
         ({"use_gradients": 1}, "use_gradients must be True or False, got 1"),
         ({"estimator": hd.hypergrad.Reverse()}, "are for use_gradients=True"),
         ({"fixed": ("a",)}, "are for use_gradients=True"),
-        ({"use_gradients": True, "estimator": "reverse"}, "estimator must be an estimator"),
+        (
+            {"use_gradients": True, "estimator": "reverse"},
+            "estimator must be 'auto' or an estimator",
+        ),
         ({"use_gradients": True, "fixed": "dropout"}, "fixed must be names"),
     ],
 )
