@@ -39,8 +39,8 @@ _CHANGES = 64  # single changes tried at once, for each start
 _NEAR = (1, 2, 4, 8, 16, 32)  # steps between ordered levels that are tried, where there are many
 _MOST_ROUNDS = 20  # of changes, within one climb
 _DOUBLINGS = 6  # the most changes made at once are 2**5
-_ITERATIONS = 100  # of L-BFGS-B
-_GRADIENT = 1e-2  # the projected slope, in log EI per lengthscale, at which it stops
+_ITERATIONS = 50  # of L-BFGS-B
+_GRADIENT = 1e-1  # the projected slope, in log EI per lengthscale, at which it stops
 _PROGRESS = 1e-6  # the relative gain of an iteration at which it stops
 _SAME = 1e-9  # points nearer than this are one point
 
@@ -56,7 +56,7 @@ def maximize(
 ) -> Tensor:
     """Return a valid point ``[D]`` at which the acquisition function is large.
 
-    Costs about 2 ``RAW`` values and 100 gradients at six points.
+    Costs about 2 ``RAW`` values and 50 gradients at six points.
 
     Args:
         acquisition: What to maximise; a value that is NaN counts as ``-inf``.
