@@ -5,6 +5,7 @@ call in the parent's process, a pipe from any other.
 """
 
 import json
+import logging
 import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from hyperopt_dl.hypergrad.estimator import Note, accepted
 from hyperopt_dl.space import Choice
 from hyperopt_dl.training import State, Training, rollout
 from hyperopt_dl.tuners.record import is_exact, keep_note
+
+_logger = logging.getLogger(__name__)
 
 Distribution: TypeAlias = BaseDistribution
 """What a parameter is sampled from; Optuna's, so that every sampler knows it."""
@@ -275,9 +278,15 @@ def _train(training: Training, trial: Trial) -> float:
 
 
 def _record_metrics(training: Training, state: State, trial: Trial) -> None:
-    """Record what a training measures at the end of its run."""
+    """Record what a training measures at the end of its run, or why it cannot: the loss stands."""
     for attribute, method in (("metrics", "metrics"), ("test", "test_metrics")):
-        if numbers := _measured(training, method, state, trial.params):
+        try:
+            numbers = _measured(training, method, state, trial.params)
+        except Exception as error:
+            _logger.warning("A trial keeps its loss, but %s failed.", method, exc_info=True)
+            trial.set_user_attr(f"{attribute}_error", _describe(error))
+            continue
+        if numbers:
             trial.set_user_attr(attribute, numbers)
 
 

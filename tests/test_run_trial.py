@@ -463,6 +463,18 @@ def test_patience_counts_reports_and_not_steps() -> None:
     assert training.taken == [0, 1, 2, 3]
 
 
+def test_a_metric_that_fails_costs_the_trial_neither_its_loss_nor_its_other_numbers() -> None:
+    class Broken(Scripted):
+        def metrics(self, state: State, hparams: Any) -> dict[str, float]:
+            raise ValueError("no such class")
+
+    link = Recorder()
+    outcome = run(Broken([3.0, 2.0, 1.0]), link)
+    assert (outcome.state, outcome.values) == ("complete", (1.0,))
+    assert link.attrs["metrics_error"].endswith("ValueError: no such class")
+    assert link.attrs["test"] == {"loss": 103.0}
+
+
 def test_a_metric_that_the_training_does_not_have_fails_the_trial() -> None:
     outcome = run(Scripted([1.0], stopping=EarlyStopping("accuracy", mode="max")))
     assert outcome.failure == "exception"
