@@ -26,6 +26,7 @@ from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.hypergrad.estimator import Note, accepted
+from hyperopt_dl.online.history import OnlineRecord
 from hyperopt_dl.space import Choice
 from hyperopt_dl.training import State, Training, rollout
 from hyperopt_dl.tuners.record import is_exact, keep_note
@@ -76,7 +77,8 @@ class Outcome:
     ``values`` has one finite number for each objective if the state is ``"complete"``, else it is
     ``None``; ``failure`` and ``error`` are set if the state is ``"failed"``. ``gradient`` is the
     value's derivative in the hyperparameters, in natural units, where an estimator has run: a
-    number, or a tensor for an Array; it may have entries that are not finite.
+    number, or a tensor for an Array; it may have entries that are not finite. ``online`` is what an
+    online tuner did, where one has run.
     """
 
     state: Literal["complete", "pruned", "failed"]
@@ -84,6 +86,7 @@ class Outcome:
     failure: Failure | None = None
     error: str = ""
     gradient: Mapping[str, float | Tensor] | None = None
+    online: OnlineRecord | None = None
 
 
 class Trial:

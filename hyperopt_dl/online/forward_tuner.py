@@ -190,7 +190,7 @@ class ForwardTuner:
         h = self._hypergradient(e)
         lost = self._exploded(value) or chaotic(value, h, self._explosion)
         if self.hyper_lr and (lost or alive(e) < DEAD * self._first_alive):
-            self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}")
+            self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}", value)
             return
         if not self._since_reset:
             return
@@ -200,7 +200,7 @@ class ForwardTuner:
             )
             self._move(by)
             self._good, self._fell = taken(self.optimizer), False
-        self._record(h)
+        self._record(h, value)
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of each parameter group, as the next step takes it."""
@@ -324,7 +324,7 @@ class ForwardTuner:
     def _exploded(self, loss: float) -> bool:
         return exploded(loss, self._first_loss, self._explosion)
 
-    def _fall_back(self, why: str) -> None:
+    def _fall_back(self, why: str, loss: float | None = None) -> None:
         """Put the last good weights back and lower the tuned learning rates."""
         rates = [c for c in self.coordinates if c.option == "lr"]
         before = self.get_last_lr()
@@ -342,14 +342,14 @@ class ForwardTuner:
         for block in self._blocks:
             block.reset()
         self._moments, self._since_reset = at_rest(len(self.coordinates)), 0
-        self._record(None)
+        self._record(None, loss)
 
-    def _record(self, h: Sequence[float] | None) -> None:
+    def _record(self, h: Sequence[float] | None, loss: float | None) -> None:
         gradients = {} if h is None else {
             c.name: part for c, part in zip(self.coordinates, h, strict=True)
         }  # fmt: skip
         values = {c.name: self._value(c, c.groups[0]) for c in self.coordinates}
-        self.history.append(Move(self.steps, gradients, values, restored=h is None))
+        self.history.append(Move(self.steps, gradients, values, restored=h is None, loss=loss))
 
     def _split(self, parts: Sequence[Any]) -> list[Sequence[Any]]:
         """Return what belongs to each block of a sequence with one entry a parameter."""

@@ -1,6 +1,8 @@
-"""What an online tuner did: one record a move, and a figure of them."""
+"""What an online tuner did: one record a move, as plain containers, as lines, as a figure."""
 
 import importlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,12 +19,29 @@ class Move:
             as their docstrings say. Empty where the weights were put back.
         values: By name, the value after the move; of several groups, that of the first.
         restored: Whether this was no move along a derivative but a return to the last good weights.
+        loss: The validation loss that `ForwardTuner.step` was given; ``None`` where there was none.
     """
 
     step: int
     gradient: Mapping[str, float]
     values: Mapping[str, float]
     restored: bool = False
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class OnlineRecord:
+    """What is kept of an online tuner when its run has ended.
+
+    Attributes:
+        tuner: The name of its class.
+        steps: The optimizer steps of the run.
+        history: The moves, at least one.
+    """
+
+    tuner: str
+    steps: int
+    history: Sequence[Move]
 
 
 def packed(history: Sequence[Move]) -> list[dict[str, Any]]:
@@ -33,6 +52,16 @@ def packed(history: Sequence[Move]) -> list[dict[str, Any]]:
 def unpacked(records: Sequence[Mapping[str, Any]]) -> list[Move]:
     """Invert `packed`."""
     return [Move(**record) for record in records]
+
+
+def to_lines(history: Sequence[Move]) -> str:
+    """Return a table in JSON Lines: a line a move, ``null`` for a number that is not finite."""
+    return "".join(json.dumps(_row(move)) + "\n" for move in history)
+
+
+def from_lines(text: str) -> list[Move]:
+    """Invert `to_lines`; a derivative that was not finite comes back as nan."""
+    return [_move(json.loads(line)) for line in text.splitlines()]
 
 
 def figure(history: Sequence[Move], *, log: Mapping[str, bool]) -> Any:
@@ -66,3 +95,28 @@ def figure(history: Sequence[Move], *, log: Mapping[str, bool]) -> Any:
         )
     made.update_xaxes(title_text="optimizer steps", row=len(log))
     return made
+
+
+_GRADIENT, _VALUE = "gradient.", "value."
+"""How the columns of a table begin that hold a number by name."""
+
+
+def _row(move: Move) -> dict[str, Any]:
+    numbers = {
+        **{_VALUE + name: value for name, value in move.values.items()},
+        **{_GRADIENT + name: value for name, value in move.gradient.items()},
+        "loss": math.nan if move.loss is None else move.loss,
+    }
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {"step": move.step, "restored": move.restored, **finite}
+
+
+def _move(row: Mapping[str, Any]) -> Move:
+    return Move(
+        row["step"], _numbers(row, _GRADIENT), _numbers(row, _VALUE), row["restored"], row["loss"]
+    )
+
+
+def _numbers(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    named = {n.removeprefix(prefix): v for n, v in row.items() if n.startswith(prefix)}
+    return {name: math.nan if value is None else value for name, value in named.items()}

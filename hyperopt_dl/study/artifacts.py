@@ -1,4 +1,4 @@
-"""From what a user writes as ``artifacts=`` to a place for the files of a study's Arrays."""
+"""From what a user writes as ``artifacts=`` to a place for the files of a study."""
 
 import io
 import os
@@ -40,6 +40,27 @@ class InMemoryArtifactStore:
             raise ArtifactNotFound("not found")
 
 
+class FolderArtifactStore:
+    """A folder of artifacts, made when the first one is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = FileSystemArtifactStore(folder)
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Return the content of an artifact, open for reading."""
+        return self._files.open_reader(artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Keep the content of a file as an artifact."""
+        _make(self._folder)
+        self._files.write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """Forget an artifact."""
+        self._files.remove(artifact_id)
+
+
 def open_artifacts(artifacts: Artifacts, storage: Storage, *, needed: bool) -> ArtifactStore | None:
     """Return the store for the files of a study.
 
@@ -47,23 +68,18 @@ def open_artifacts(artifacts: Artifacts, storage: Storage, *, needed: bool) -> A
         artifacts: A folder, a store of Optuna's, or ``None``: memory for a study in memory, a
             folder beside a journal file, and nowhere for a database or a storage object.
         storage: What the study was given as its storage.
-        needed: Whether files will be written, and so the folder must be there.
+        needed: Whether files will be written for certain, and so a folder is made at once.
 
     Raises:
-        StudyError: Files are needed and there is no place for them, or ``artifacts`` is none.
+        StudyError: The folder cannot be made, or ``artifacts`` is no place.
     """
     if artifacts is None:
         artifacts = _beside(storage)
-    if artifacts is None and needed:
-        raise StudyError(
-            "Arrays are files, but a database URL or a storage object does not say where to keep "
-            "them. Give Study(artifacts=...): a folder, or an artifact store of Optuna's."
-        )
     if isinstance(artifacts, (str, os.PathLike)):
         folder = Path(artifacts).absolute()
         if needed:
             _make(folder)
-        return FileSystemArtifactStore(folder)
+        return FolderArtifactStore(folder)
     if not (artifacts is None or isinstance(artifacts, ArtifactStore)):
         raise StudyError(
             f"artifacts must be None, a folder or an artifact store of Optuna's, got {artifacts!r}."

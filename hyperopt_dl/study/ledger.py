@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from hyperopt_dl.errors import StudyError
+from hyperopt_dl.online.history import OnlineRecord, to_lines
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.study.lease import Lease
 from hyperopt_dl.study.optuna_study import StoppableStudy, TrialLink
@@ -25,6 +26,8 @@ from hyperopt_dl.tuners.record import RECORD, jsonable
 
 RUN = "hd:run"
 """The trial attribute with the trial's seed and the process that runs it."""
+ONLINE = "online"
+"""The trial attribute with what an online tuner did."""
 FAILURE, ERROR = "failure", "error"
 """The trial attributes with the kind of a failure and its message."""
 SETTLING = 5.0
@@ -84,12 +87,7 @@ class Ledger:
         self, params: Mapping[str, Any], *, skip_if_exists: bool = False, closing: bool = False
     ) -> None:
         """Let the next trial have these parameters; an Array is put into a file."""
-        archive = self.study.archive
-        ids = {
-            name: archive.save(name, torch.as_tensor(value, dtype=torch.double), self.study)
-            for name, value in params.items()
-            if name in archive.arrays
-        }
+        ids = self._filed(params)
         marks = {**({ARRAYS: ids} if ids else {}), **({CLOSING: True} if closing else {})}
         self.study.enqueue_trial(
             {name: value for name, value in params.items() if name not in ids},
@@ -138,7 +136,40 @@ class Ledger:
         else:
             if outcome.gradient is not None:
                 link.set_user_attr(RECORD, self._gradient(link, outcome.gradient))
+            if outcome.online is not None:
+                link.set_user_attr(ONLINE, self._online(link.trial, outcome.online))
             self.study.tell(number, outcome.values)
+
+    def add(
+        self,
+        outcome: Outcome,
+        params: Mapping[str, Any],
+        reported: Mapping[int, float],
+    ) -> int:
+        """Add a trial that was run elsewhere, at once and whole, and return its number.
+
+        Args:
+            outcome: How it ended.
+            params: Values of the space; an Array is put into a file.
+            reported: Its intermediate values, by step.
+        """
+        attributes: dict[str, Any] = {RUN: {"seed": None, **Lease.here().write()}}
+        if ids := self._filed(params):
+            attributes[ARRAYS] = ids
+        if outcome.online is not None:
+            attributes[ONLINE] = self._online(self.study, outcome.online)
+        if outcome.state == "failed":
+            attributes |= {FAILURE: outcome.failure, ERROR: outcome.error}
+        trial = optuna.trial.create_trial(
+            state=TrialState.FAIL if outcome.state == "failed" else TrialState.COMPLETE,
+            values=outcome.values,
+            params={name: value for name, value in params.items() if name not in ids},
+            distributions={name: self._distributions[name] for name in params if name not in ids},
+            user_attrs=attributes,
+            intermediate_values=dict(reported),
+        )
+        self.study.add_trial(trial)
+        return next(t.number for t in reversed(self.trials()) if t.user_attrs == attributes)
 
     def link(self, number: int) -> TrialLink:
         """Return the link of a trial, in whatever process it was asked for.
@@ -247,6 +278,25 @@ class Ledger:
             else:
                 kept[name] = None
         return kept
+
+    def _filed(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """Put the Arrays among parameters into files, and return the ids."""
+        archive = self.study.archive
+        return {
+            name: archive.save(name, torch.as_tensor(value, dtype=torch.double), self.study)
+            for name, value in params.items()
+            if name in archive.arrays
+        }
+
+    def _online(self, owner: optuna.Trial | optuna.Study, record: OnlineRecord) -> dict[str, Any]:
+        """Return what an online tuner did for JSON: its moves are an artifact."""
+        name, lines = "online_history.jsonl", to_lines(record.history)
+        return {
+            "tuner": record.tuner,
+            "steps": record.steps,
+            "values": dict(record.history[-1].values),
+            "history": self.study.archive.save_text(name, lines, owner),
+        }
 
     def _reopen(self, number: int) -> TrialLink:
         study_id = self._storage.get_study_id_from_name(self.study.study_name)

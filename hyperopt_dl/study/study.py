@@ -13,11 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.executors import Executor, Serial
 from hyperopt_dl.executors.devices import local_device
+from hyperopt_dl.online import DeltaBarDelta, ForwardTuner, HypergradientDescent, Move
+from hyperopt_dl.online.history import from_lines
 from hyperopt_dl.space import Array, Dimension, Space
 from hyperopt_dl.study.artifacts import Artifacts, open_artifacts
 from hyperopt_dl.study.checks import check_limits, check_study, check_workload, estimator_of
-from hyperopt_dl.study.ledger import Ledger
+from hyperopt_dl.study.ledger import ONLINE, Ledger
 from hyperopt_dl.study.loop import Callback, Limits, Loop
+from hyperopt_dl.study.online_run import outcome_of, rates_in, reported
 from hyperopt_dl.study.optuna_study import Direction, check_compatible, open_study
 from hyperopt_dl.study.progress import Progress
 from hyperopt_dl.study.storage import Storage, default_name, open_storage
@@ -78,7 +81,9 @@ class Study:
             pruner = NopPruner()
         dimensions = dict(self.space or {})
         arrays = {name: d for name, d in dimensions.items() if isinstance(d, Array)}
-        store = open_artifacts(artifacts, storage, needed=bool(arrays))
+        archive = Archive(arrays, open_artifacts(artifacts, storage, needed=bool(arrays)))
+        if arrays:
+            archive.check_store("Arrays")
         opened = open_storage(storage)
         study = open_study(
             opened,
@@ -87,7 +92,7 @@ class Study:
             sampler=tuner,
             pruner=pruner,
         )
-        study.archive = Archive(arrays, store)
+        study.archive = archive
         distributions = {
             name: d.distribution for name, d in dimensions.items() if not isinstance(d, Array)
         }
@@ -159,11 +164,8 @@ class Study:
         Raises:
             StudyError: There is no such trial, or the file of an Array is missing.
         """
-        trials = self._ledger.trials()
-        if not 0 <= number < len(trials):
-            raise StudyError(f"The study has the trials 0 to {len(trials) - 1}, got {number}.")
-        arrays = self._optuna.archive.values(array_ids(trials[number]))
-        return {**trials[number].params, **arrays}
+        trial = self._trial(number)
+        return {**trial.params, **self._optuna.archive.values(array_ids(trial))}
 
     @overload
     def ask(self, n: None = None) -> Trial: ...
@@ -227,15 +229,69 @@ class Study:
         """
         if self.space is not None:
             self.space.validate(params, partial=True)
-        archive = self._optuna.archive
-        given = {name: value for name, value in params.items() if name in archive.arrays}
+        given = [name for name in params if name in self._optuna.archive.arrays]
         if given and skip_if_exists:
             raise StudyError(
-                f"skip_if_exists compares numbers and choices, got the Array(s) {list(given)}. "
-                f"Leave it out."
+                f"skip_if_exists compares numbers and choices, got the Array(s) {given}. Leave it "
+                f"out."
             )
-        projected = {name: _projected(archive.arrays[name], x) for name, x in given.items()}
-        self._ledger.enqueue({**params, **projected}, skip_if_exists=skip_if_exists)
+        self._ledger.enqueue(self._projected(params), skip_if_exists=skip_if_exists)
+
+    def log_online(
+        self,
+        tuner: ForwardTuner | HypergradientDescent | DeltaBarDelta,
+        value: Any = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Record a run of one's own loop, in which an online tuner moved the rates, as a trial.
+
+        Call it once, when the run has ended. The trial's parameters are ``params``, and the last
+        values of those rates that the space has, as far as they lie in it; of an optimizer with one
+        group ``"lr"`` is ``"lr@0"`` too. The losses that ``ForwardTuner.step`` was given become its
+        intermediate values. Its attribute ``"online"`` names the tuner, the steps, the last value
+        of each rate and the artifact with all moves, which `online_history` reads.
+
+        Args:
+            tuner: The online tuner of the run.
+            value: The value of the trial, as for `tell`: a number, or one for each objective.
+                ``None`` is the last loss that ``ForwardTuner.step`` was given; the other tuners see
+                no validation loss.
+            params: What else the run was made with. What is named here is not taken from the tuner.
+
+        Returns:
+            The number of the trial.
+
+        Raises:
+            StudyError: There is no move yet, no value, or no place for the file.
+            SpaceError: ``params`` has a name or a value that the space does not have.
+        """
+        given = dict(params or {})
+        outcome = outcome_of(tuner, value, len(self._optuna.directions))
+        if self.space is None and given:
+            raise StudyError(
+                f"log_online(params=...) needs a study with a space, which says what they are, got "
+                f"{list(given)}. Give Study a space, or leave params out."
+            )
+        if self.space is not None:
+            self.space.validate(given, partial=True)
+            given = {**rates_in(self.space, tuner), **given}
+        losses = reported(tuner) if len(self._optuna.directions) == 1 else {}
+        return self._ledger.add(outcome, self._projected(given), losses)
+
+    def online_history(self, number: int) -> list[Move]:
+        """Return the moves of the online tuner of a trial, a number that was not finite as nan.
+
+        Raises:
+            StudyError: There is no such trial, it has no history, or its file is missing.
+        """
+        record = self._trial(number).user_attrs.get(ONLINE)
+        if record is None:
+            raise StudyError(
+                f"Trial {number} must be one with an online tuner, it has no history. Such trials "
+                f"are those of Supervised(online=...) and of Study.log_online."
+            )
+        return from_lines(self._optuna.archive.load_text(record["history"]))
 
     def optimize(
         self,
@@ -297,6 +353,17 @@ class Study:
                     loop.give_up()
         finally:
             self._optimizing = False
+
+    def _trial(self, number: int) -> FrozenTrial:
+        trials = self._ledger.trials()
+        if not 0 <= number < len(trials):
+            raise StudyError(f"The study has the trials 0 to {len(trials) - 1}, got {number}.")
+        return trials[number]
+
+    def _projected(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return parameters with each Array projected to its box and constraint."""
+        arrays = self._optuna.archive.arrays
+        return {n: _projected(arrays[n], x) if n in arrays else x for n, x in params.items()}
 
     def _with_arrays(self, trial: FrozenTrial) -> FrozenTrial:
         """Return a trial of one's own with its Arrays among its parameters."""

@@ -1,7 +1,7 @@
-"""The Arrays of a study: what they are, and the files that hold their values and derivatives.
+"""The Arrays of a study, and the files that hold what is too large for its storage.
 
-An Optuna storage holds numbers. A tensor is an artifact, a ``.npy`` file of float64, whose id
-stands in an attribute of its trial; the attribute is written after the file is complete.
+An Optuna storage holds numbers. A tensor is an artifact, a ``.npy`` file of float64, and a long
+text is one; the id stands in an attribute of its trial, written after the file is complete.
 """
 
 import io
@@ -64,13 +64,13 @@ class Archive:
             value: The tensor; float64 on disk.
             owner: The trial or the study that the artifact is listed with.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, re.sub(r"[^\w.-]", "_", name) + ".npy")
-            np.save(path, value.detach().cpu().double().numpy())
-            artifact_id = upload_artifact(
-                artifact_store=self._opened(), file_path=str(path), study_or_trial=owner
-            )
-        return str(artifact_id)
+        content = io.BytesIO()
+        np.save(content, value.detach().cpu().double().numpy())
+        return self._upload(name + ".npy", content.getvalue(), owner)
+
+    def save_text(self, name: str, text: str, owner: optuna.Trial | optuna.Study) -> str:
+        """Keep a text as an artifact, a file of this name, as `save` does, and return its id."""
+        return self._upload(name, text.encode(), owner)
 
     def load(self, artifact_id: str) -> Tensor:
         """Return the tensor of an artifact, float64 on the CPU.
@@ -78,16 +78,15 @@ class Archive:
         Raises:
             StudyError: The store does not have it.
         """
-        try:
-            with self._opened().open_reader(artifact_id) as file:
-                content = file.read()
-        except ArtifactNotFound as error:
-            raise StudyError(
-                f"The artifact {artifact_id} holds an Array of a trial and must be in the study's "
-                f"artifact store, which does not have it. Open the study with artifacts= where its "
-                f"files are, or copy them back."
-            ) from error
-        return torch.from_numpy(np.load(io.BytesIO(content)))
+        return torch.from_numpy(np.load(io.BytesIO(self._read(artifact_id, "an Array"))))
+
+    def load_text(self, artifact_id: str) -> str:
+        """Return the text of an artifact.
+
+        Raises:
+            StudyError: The store does not have it.
+        """
+        return self._read(artifact_id, "a history").decode()
 
     def values(self, ids: Mapping[str, str]) -> dict[str, Tensor]:
         """Return the tensors of artifacts by name.
@@ -115,13 +114,43 @@ class Archive:
         ids = next((found for trial in reversed(trials) if (found := array_ids(trial))), {})
         self.values({name: ids[name] for name in self.arrays if name in ids})
 
-    def _opened(self) -> ArtifactStore:
+    def check_store(self, what: str) -> ArtifactStore:
+        """Return the store.
+
+        Args:
+            what: What is to be kept there, in the plural.
+
+        Raises:
+            StudyError: The study was not told where to keep files.
+        """
         if self.store is None:
             raise StudyError(
-                "Arrays are files, but a database URL or a storage object does not say where to "
-                "keep them. Give Study(artifacts=...): a folder, or an artifact store of Optuna's."
+                f"{what} are files, but a database URL or a storage object does not say where to "
+                f"keep them. Give Study(artifacts=...): a folder, or an artifact store of Optuna's."
             )
         return self.store
+
+    def _upload(self, name: str, content: bytes, owner: optuna.Trial | optuna.Study) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, re.sub(r"[^\w.-]", "_", name))
+            path.write_bytes(content)
+            artifact_id = upload_artifact(
+                artifact_store=self.check_store("Arrays and histories"),
+                file_path=str(path),
+                study_or_trial=owner,
+            )
+        return str(artifact_id)
+
+    def _read(self, artifact_id: str, what: str) -> bytes:
+        try:
+            with self.check_store("Arrays and histories").open_reader(artifact_id) as file:
+                return file.read()
+        except ArtifactNotFound as error:
+            raise StudyError(
+                f"The artifact {artifact_id} holds {what} of a trial and must be in the study's "
+                f"artifact store, which does not have it. Open the study with artifacts= where its "
+                f"files are, or copy them back."
+            ) from error
 
 
 def archive_of(study: optuna.Study) -> Archive:
