@@ -48,6 +48,22 @@ def per_example(loss: Loss) -> Loss:
     return loss
 
 
+def weights_of(name: str, hparams: HParams, size: int) -> Tensor:
+    """Return the hyperparameter ``name``, which must have one entry for each of ``size`` examples.
+
+    Raises:
+        TrainingError: It is no tensor of that shape.
+    """
+    weights = hparams.get(name)
+    if not isinstance(weights, Tensor) or weights.shape != (size,):
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
+        raise TrainingError(
+            f"weights={name!r} must name an Array with one entry for each of the {size} training "
+            f"examples, got {got}."
+        )
+    return weights
+
+
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """Return ``1/B * sum_i weights[i] * losses[i]`` over the B examples of a batch.
 

@@ -22,7 +22,7 @@ from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.options import Value
 from hyperopt_dl.optimizers.resolve import resolve
 from hyperopt_dl.seeds import derive, seeded
-from hyperopt_dl.training import HParams, State
+from hyperopt_dl.training import NOT_REPLAYED, HParams, Online, State
 
 KEPT_NETWORKS = 8
 FROZEN, BUFFER, SLOT = "frozen/", "buffer/", "optimizer/"
@@ -72,6 +72,9 @@ class Supervised:
         report_every: Steps between two reports of the validation loss; ``None`` is a tenth of the
             run.
         early_stopping: When a trial may end before its last step.
+        online: An online tuner, ``online.Forward`` or ``online.Descent``, that moves the options of
+            the optimizer during each trial. Such a training is run by studies alone: a step does
+            not follow from its state, so it can be neither replayed nor differentiated.
         evaluation_batch_size: Examples that pass through the model at once in an evaluation;
             outputs are joined before the loss and the metrics are taken, so it changes memory, not
             numbers.
@@ -99,6 +102,7 @@ class Supervised:
         validation_loss: losses.Loss | None = None,
         report_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
+        online: Online | None = None,
         evaluation_batch_size: int = 4096,
     ) -> None:
         if not callable(model) or not callable(loss) or isinstance(loss, type):
@@ -136,7 +140,8 @@ class Supervised:
         self._metrics = dict(metrics or {})
         self._evaluation_batch_size = _positive("evaluation_batch_size", evaluation_batch_size)
         self._train = Batches(train, name="train", batch_size=batch_size, drop_last=drop_last)
-        self._validation = Batches(validation, name="validation")
+        looked_at = None if online is None else _checked(online).batch_size
+        self._validation = Batches(validation, name="validation", batch_size=looked_at)
         self._test = None if test is None else Batches(test, name="test")
         self.steps = _steps(steps, epochs, self._train.steps_per_epoch)
         self.report_every = _positive(
@@ -150,6 +155,9 @@ class Supervised:
                 f"EarlyStopping must watch one of {sorted(known)}, got {early_stopping.metric!r}. "
                 f"Add it to metrics=."
             )
+        self.online = online
+        if online is not None:
+            online.check(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_networks": []}
@@ -158,7 +166,8 @@ class Supervised:
     def hparams(self) -> frozenset[str]:
         """The names that this uses itself; the model, the losses and schedules may read others."""
         named = {self._weights} if self._weights else frozenset()
-        return self.optimizer.names() | named | self._init_scale.names
+        tuned = frozenset() if self.online is None else self.online.names()
+        return self.optimizer.names() | named | self._init_scale.names | tuned
 
     @property
     def in_memory(self) -> bool:
@@ -225,11 +234,19 @@ class Supervised:
         loss = self._loss(output, batch.target, hparams)
         if self._weights is None:
             return _scalar(loss), buffers
-        weight = _weights_of(self._weights, hparams, self._train.size).to(batch.examples.device)
+        weight = losses.weights_of(self._weights, hparams, self._train.size).to(
+            batch.examples.device
+        )
         return losses.weighted_mean(loss, weight[batch.examples]), buffers
 
     def options(self, state: State, network: Network, hparams: HParams, t: int) -> dict[str, Value]:
-        """Return the optimizer's options at step ``t``: numbers, 0-dim tensors or ``[p]``."""
+        """Return the optimizer's options at step ``t``: numbers, 0-dim tensors or ``[p]``.
+
+        Raises:
+            TrainingError: An online tuner moves them.
+        """
+        if self.online is not None:
+            raise TrainingError(NOT_REPLAYED)
         return resolve(self.optimizer, hparams, t, network.layout, state["params"])
 
     def update(
@@ -255,6 +272,14 @@ class Supervised:
         """Return the validation loss, a 0-dim tensor."""
         output, target = self._predict(self._validation, state, hparams)
         return _scalar(self._validation_loss(output, target, hparams))
+
+    def loss_on_batch(self, state: State, hparams: HParams, t: int) -> Tensor:
+        """Return the validation loss on what the online tuner may look at after step ``t``."""
+        seed, device = int(state["seed"]), state["params"].device
+        batch = self._validation.at(derive(seed, "validation"), t, device)
+        with seeded(derive(seed, "evaluate"), device):
+            output, _ = self.network(state, hparams)(unpack(state), batch.inputs, training=False)
+        return _scalar(self._validation_loss(output, batch.target, hparams))
 
     def metrics(self, state: State, hparams: HParams) -> dict[str, float]:
         """Return the metrics on the validation set."""
@@ -351,6 +376,14 @@ def _positive(name: str, count: Any) -> int:
     return int(count)
 
 
+def _checked(online: object) -> Online:
+    if isinstance(online, type) or not isinstance(online, Online):
+        raise TrainingError(
+            f"online must be an object such as hyperopt_dl.online.Forward(tune), got {online!r}."
+        )
+    return online
+
+
 def _kind(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
@@ -363,14 +396,3 @@ def _scalar(loss: Tensor) -> Tensor:
             f"batch."
         )
     return loss
-
-
-def _weights_of(name: str, hparams: HParams, size: int) -> Tensor:
-    weights = hparams.get(name)
-    if not isinstance(weights, Tensor) or weights.shape != (size,):
-        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
-        raise TrainingError(
-            f"weights={name!r} must name an Array with one entry for each of the {size} training "
-            f"examples, got {got}."
-        )
-    return weights

@@ -15,6 +15,12 @@ State: TypeAlias = dict[str, Tensor]
 HParams: TypeAlias = Mapping[str, Any]
 """Hyperparameters by name: numbers and choices, or tensors where a derivative is wanted."""
 
+NOT_REPLAYED = (
+    "A training with an online tuner cannot be replayed or differentiated: its steps follow from "
+    "what the tuner has seen, and not from the state and the hyperparameters alone. Run it in a "
+    "Study with a tuner that wants no derivatives, or leave online out."
+)
+
 
 @runtime_checkable
 class Training(Protocol):
@@ -30,7 +36,8 @@ class Training(Protocol):
       differentiated;
     * ``test_metrics(state, hparams) -> dict[str, float]``: computed once, when a trial ends;
     * ``report_every: int``: after how many steps the loss is reported (for pruners);
-    * ``early_stopping: EarlyStopping``: when to end before ``steps``.
+    * ``early_stopping: EarlyStopping``: when to end before ``steps``;
+    * ``online: Online``: what moves the optimizer's options while a trial runs.
     """
 
     @property
@@ -45,6 +52,26 @@ class Training(Protocol):
 
     def loss(self, state: State, hparams: HParams) -> Tensor:
         """Return the outer objective, a differentiable 0-dim tensor: mostly the validation loss."""
+
+
+@runtime_checkable
+class Online(Protocol):
+    """An online tuner as a part of a training; ``start`` returns the run that it takes part in."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Validation examples that it looks at each time, ``None`` for all."""
+
+    def names(self) -> frozenset[str]:
+        """The hyperparameters that it names."""
+
+    def check(self, training: Any) -> None:
+        """Raise a ``TrainingError`` unless it can be a part of this training."""
+
+    def start(
+        self, training: Any, hparams: HParams, *, seed: int, device: torch.device | str
+    ) -> Any:
+        """Return a run before step 0, with ``advance(stop) -> State`` and its ``record``."""
 
 
 def rollout(

@@ -27,8 +27,9 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.hypergrad.estimator import Note, accepted
 from hyperopt_dl.online.history import OnlineRecord
+from hyperopt_dl.online.run import OnlineRun
 from hyperopt_dl.space import Choice
-from hyperopt_dl.training import State, Training, rollout
+from hyperopt_dl.training import Online, State, Training, rollout
 from hyperopt_dl.tuners.record import is_exact, keep_note
 
 _logger = logging.getLogger(__name__)
@@ -170,7 +171,9 @@ def run_trial(
         if isinstance(workload, Training):
             if estimator is not None:
                 return _differentiate(workload, trial, estimator, objectives)
-            return read_values(_train(workload, trial), objectives)
+            run = _online_run(workload, trial)
+            outcome = read_values(_train(workload, trial, run), objectives)
+            return outcome if run is None else replace(outcome, online=run.record)
         return read_values(workload(trial), objectives)
     except TrialPruned:
         return Outcome("pruned")
@@ -253,12 +256,22 @@ class _Report(NamedTuple):
     state: State
 
 
-def _train(training: Training, trial: Trial) -> float:
+def _online_run(training: Training, trial: Trial) -> OnlineRun[Any] | None:
+    """Return the run of a training with an online tuner, and ``None`` of any other."""
+    online: Online | None = getattr(training, "online", None)
+    if online is None:
+        return None
+    run: OnlineRun[Any] = online.start(training, trial.params, seed=trial.seed, device=trial.device)
+    return run
+
+
+def _train(training: Training, trial: Trial, run: OnlineRun[Any] | None) -> float:
     """Run a training, report its loss on the way, and return the loss of the state it ends with."""
     stopping: EarlyStopping | None = getattr(training, "early_stopping", None)
     best: _Report | None = None
     waited = 0
-    for report in _reports(training, trial, "loss" if stopping is None else stopping.metric):
+    metric = "loss" if stopping is None else stopping.metric
+    for report in _reports(training, trial, metric, run):
         trial.report(report.value, report.step)
         if not math.isfinite(report.value):
             if stopping is None or best is None:
@@ -293,22 +306,27 @@ def _record_metrics(training: Training, state: State, trial: Trial) -> None:
             trial.set_user_attr(attribute, numbers)
 
 
-def _reports(training: Training, trial: Trial, metric: str) -> Iterator[_Report]:
+def _reports(
+    training: Training, trial: Trial, metric: str, run: OnlineRun[Any] | None
+) -> Iterator[_Report]:
     """Run a training without recording a graph and yield where it stands, every so many steps."""
     every: int = getattr(training, "report_every", max(1, training.steps))
     hparams, state = trial.params, None
     for start in range(0, training.steps, every):
         stop = min(start + every, training.steps)
         with torch.no_grad():
-            state = rollout(
-                training,
-                hparams,
-                seed=trial.seed,
-                device=trial.device,
-                state=state,
-                start=start,
-                stop=stop,
-            )
+            if run is not None:
+                state = run.advance(stop)
+            else:
+                state = rollout(
+                    training,
+                    hparams,
+                    seed=trial.seed,
+                    device=trial.device,
+                    state=state,
+                    start=start,
+                    stop=stop,
+                )
             value = float(training.loss(state, hparams))
             watched = (
                 value

@@ -33,7 +33,10 @@ def test_the_public_names_are_those_promised() -> None:
                 *("Constant", "Estimator", "hypergradient"),
             },
         ),
-        (hd.online, {"ForwardTuner", "HypergradientDescent", "DeltaBarDelta", "Move"}),
+        (
+            hd.online,
+            {"ForwardTuner", "HypergradientDescent", "DeltaBarDelta", "Move", "Forward", "Descent"},
+        ),
         (
             hd.optimizers,
             {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "ClipNorm", "Optimizer", "Schedule"},

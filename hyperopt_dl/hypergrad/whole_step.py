@@ -14,7 +14,7 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.eager import explained, kernels_with_second_derivatives
 from hyperopt_dl.hypergrad.leaves import Gathered
 from hyperopt_dl.supervised import Supervised
-from hyperopt_dl.training import State, Training
+from hyperopt_dl.training import NOT_REPLAYED, State, Training
 
 Adjoint: TypeAlias = dict[str, Tensor]
 """dE/ds by the names of a state's floating (or complex) entries; what is missing is zero."""
@@ -35,11 +35,16 @@ class WholeStep:
         hparams: Its hyperparameters, of which those that are floating are differentiated.
         seed: Seed of the run.
         device: Device of the run.
+
+    Raises:
+        TrainingError: The training has an online tuner, or no hyperparameter is floating.
     """
 
     def __init__(
         self, training: Training, hparams: Mapping[str, Any], *, seed: int, device: torch.device
     ) -> None:
+        if getattr(training, "online", None) is not None:
+            raise TrainingError(NOT_REPLAYED)
         self._training = training
         self._seed = seed
         self.device = device

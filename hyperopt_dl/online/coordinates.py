@@ -103,7 +103,13 @@ def write(group: Group, option: str, value: float) -> None:
         group[option] = value
 
 
-def _coordinate(name: str, dimension: object, groups: Sequence[Group], rule: Rule) -> Coordinate:
+def parse(name: str, dimension: object, rule: Rule) -> tuple[str, int | None]:
+    """Return the option that a name means, and the number of its group, ``None`` for all.
+
+    Raises:
+        TrainingError: The optimizer has no such option.
+        SpaceError: The dimension is none that the option can be tuned in.
+    """
     parsed = _NAME.fullmatch(name)
     option = parsed["option"] if parsed else name
     if parsed and option == "betas" and parsed["index"]:
@@ -116,19 +122,25 @@ def _coordinate(name: str, dimension: object, groups: Sequence[Group], rule: Rul
             f"tune may name {', '.join(known)} for this optimizer, each alone or for one parameter "
             f"group ('lr@0'), got {name!r}. Correct the name."
         )
-    numbers = range(len(groups)) if parsed["group"] is None else (int(parsed["group"]),)
+    _check_dimension(name, option, dimension, rule)
+    return option, None if parsed["group"] is None else int(parsed["group"])
+
+
+def _coordinate(name: str, dimension: Float, groups: Sequence[Group], rule: Rule) -> Coordinate:
+    option, number = parse(name, dimension, rule)
+    numbers = range(len(groups)) if number is None else (number,)
     if numbers[-1] >= len(groups):
         raise TrainingError(
             f"{name!r} must name one of the optimizer's {len(groups)} parameter groups, counted "
             f"from 0. Correct the number after the @."
         )
-    coordinate = Coordinate(name, option, tuple(numbers), _checked(name, option, dimension, rule))
-    for number in numbers:
-        _check_start(coordinate, groups[number], number)
+    coordinate = Coordinate(name, option, tuple(numbers), dimension)
+    for member in numbers:
+        _check_start(coordinate, groups[member], member)
     return coordinate
 
 
-def _checked(name: str, option: str, dimension: object, rule: Rule) -> Float:
+def _check_dimension(name: str, option: str, dimension: object, rule: Rule) -> None:
     if not isinstance(dimension, Float) or dimension.step is not None:
         raise SpaceError(
             f"Online tuning moves a number continuously: {name!r} needs a Float without a step, "
@@ -143,7 +155,6 @@ def _checked(name: str, option: str, dimension: object, rule: Rule) -> Float:
         )
     if dimension.low == dimension.high:
         raise SpaceError(f"{name!r} needs low < high, got {dimension!r}. Leave it out of tune.")
-    return dimension
 
 
 def _check_start(coordinate: Coordinate, group: Group, number: int) -> None:

@@ -50,12 +50,12 @@ def last_direction(
     return b if d is None else d.add(b, alpha=group["momentum"])
 
 
-def check_family(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a TrainingError unless the optimizer is SGD, Adam or AdamW."""
-    if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+def check_family(kind: type[torch.optim.Optimizer]) -> None:
+    """Raise a TrainingError unless the class of an optimizer is SGD, Adam or AdamW."""
+    if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         raise TrainingError(
             f"HypergradientDescent knows the directions of torch.optim.SGD, Adam and AdamW, got "
-            f"{type(optimizer).__name__}. Use one of these, or ForwardTuner(discount=0)."
+            f"{kind.__name__}. Use one of these, or ForwardTuner(discount=0)."
         )
 
 

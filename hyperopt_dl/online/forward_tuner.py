@@ -105,9 +105,9 @@ class ForwardTuner:
         trust: float = 0.5,
         explosion: float = 4.0,
     ) -> None:
-        _check(hyper_lr, discount, clip, trust, explosion)
+        check_numbers(hyper_lr, discount, clip, trust, explosion)
         _check_processes()
-        self._rule = rule_of(optimizer)
+        self._rule = rule_of(type(optimizer))
         self.optimizer = optimizer
         self.coordinates = coordinates_of(tune, optimizer, self._rule)
         self.hyper_lr, self.discount = hyper_lr, discount
@@ -361,6 +361,21 @@ class ForwardTuner:
         return split
 
 
+def check_numbers(
+    hyper_lr: float, discount: float, clip: float, trust: float, explosion: float
+) -> None:
+    """Raise a TrainingError unless these can be arguments of `ForwardTuner`."""
+    if not 0 <= hyper_lr < math.inf:
+        raise TrainingError(f"hyper_lr must be a number >= 0, got {hyper_lr}. Try 0.1.")
+    if not (isinstance(discount, int | float) and 0 <= discount <= 1):
+        raise TrainingError(
+            f"discount must be a number from 0 (one step) to 1 (the whole run), got {discount!r}."
+        )
+    for name, value in (("clip", clip), ("trust", trust), ("explosion", explosion)):
+        if not 0 < value <= math.inf:
+            raise TrainingError(f"{name} must be a positive number, got {value}.")
+
+
 def _back_off(coordinate: Coordinate) -> float:
     dimension = coordinate.dimension
     return -BACK_OFF if dimension.log else -2.5
@@ -373,15 +388,3 @@ def _check_processes() -> None:
             f"ForwardTuner is for a run in one process, got a group of {processes}: it does not "
             f"average tangents over them. Use HypergradientDescent."
         )
-
-
-def _check(hyper_lr: float, discount: float, clip: float, trust: float, explosion: float) -> None:
-    if not 0 <= hyper_lr < math.inf:
-        raise TrainingError(f"hyper_lr must be a number >= 0, got {hyper_lr}. Try 0.1.")
-    if not (isinstance(discount, int | float) and 0 <= discount <= 1):
-        raise TrainingError(
-            f"discount must be a number from 0 (one step) to 1 (the whole run), got {discount!r}."
-        )
-    for name, value in (("clip", clip), ("trust", trust), ("explosion", explosion)):
-        if not 0 < value <= math.inf:
-            raise TrainingError(f"{name} must be a positive number, got {value}.")

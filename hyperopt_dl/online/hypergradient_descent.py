@@ -47,14 +47,8 @@ class HypergradientDescent:
         hyper_lr: float = 0.02,
         rule: Literal["multiplicative", "additive"] = "multiplicative",
     ) -> None:
-        check_family(optimizer)
-        if rule not in ("multiplicative", "additive"):
-            raise TrainingError(f"rule must be 'multiplicative' or 'additive', got {rule!r}.")
-        if not 0 <= hyper_lr < (1 if rule == "multiplicative" else math.inf):
-            raise TrainingError(
-                f"hyper_lr must be a number >= 0, with the multiplicative rule below 1, got "
-                f"{hyper_lr}. Try 0.02."
-            )
+        check_family(type(optimizer))
+        check_rule(hyper_lr, rule)
         self.optimizer, self.hyper_lr, self.rule = optimizer, hyper_lr, rule
         self.steps = 0
         self.history: list[Move] = []
@@ -130,3 +124,14 @@ class HypergradientDescent:
             return 0.0, 0.0
         along, g_square, n_square = torch.stack(products).sum(dim=0).tolist()
         return -along, math.sqrt(g_square * n_square)
+
+
+def check_rule(hyper_lr: float, rule: str) -> None:
+    """Raise a TrainingError unless these can be arguments of `HypergradientDescent`."""
+    if rule not in ("multiplicative", "additive"):
+        raise TrainingError(f"rule must be 'multiplicative' or 'additive', got {rule!r}.")
+    if not 0 <= hyper_lr < (1 if rule == "multiplicative" else math.inf):
+        raise TrainingError(
+            f"hyper_lr must be a number >= 0, with the multiplicative rule below 1, got "
+            f"{hyper_lr}. Try 0.02."
+        )

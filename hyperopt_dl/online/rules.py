@@ -78,19 +78,19 @@ _RULES: Mapping[type[torch.optim.Optimizer], Rule] = {
 }
 
 
-def rule_of(optimizer: torch.optim.Optimizer) -> Rule:
-    """Return what is known of an optimizer.
+def rule_of(kind: type[torch.optim.Optimizer]) -> Rule:
+    """Return what is known of an optimizer, by its class.
 
     Raises:
         TrainingError: It is none of those that are known, or a subclass, which may step otherwise.
     """
-    if type(optimizer) not in _RULES:
+    if kind not in _RULES:
         raise TrainingError(
             f"Online tuning knows the steps of torch.optim."
-            f"{', '.join(known.__name__ for known in _RULES)}, got {type(optimizer).__name__}. "
+            f"{', '.join(known.__name__ for known in _RULES)}, got {kind.__name__}. "
             f"Use one of these; of a wrapper, pass the torch optimizer inside it."
         )
-    return _RULES[type(optimizer)]
+    return _RULES[kind]
 
 
 def options_of(group: Mapping[str, Any]) -> dict[str, Any]:

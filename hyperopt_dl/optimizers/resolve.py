@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.optimizers.groups import Groups
+from hyperopt_dl.optimizers.groups import Groups, GroupsLike
 from hyperopt_dl.optimizers.optimizer import Optimizer
 from hyperopt_dl.optimizers.options import Option, Value
 from hyperopt_dl.optimizers.schedule import Schedule
@@ -47,7 +47,7 @@ def resolve(
     """
     options = optimizer.options()
     if not optimizer.groups:
-        return {name: _evaluate(name, option, hparams, t) for name, option in options.items()}
+        return {name: evaluate(name, option, hparams, t) for name, option in options.items()}
     runs_of, entries = _split(tuple(options.items()), _frozen(optimizer.groups), tuple(layout))
     if entries != like.numel():
         raise TrainingError(
@@ -57,11 +57,16 @@ def resolve(
     return {name: _join(name, runs, hparams, t, like) for name, runs in runs_of}
 
 
-def _evaluate(
+def evaluate(
     name: str, option: Option, hparams: Mapping[str, float | Tensor], t: int
 ) -> float | Tensor:
+    """The value of one option at step ``t``, a number or a 0-dim tensor.
+
+    Raises:
+        TrainingError: It names a hyperparameter that is missing or no scalar.
+    """
     if isinstance(option, Schedule):
-        return _evaluate(name, option.value, hparams, t) * option.factor_at(t, hparams)
+        return evaluate(name, option.value, hparams, t) * option.factor_at(t, hparams)
     if not isinstance(option, str):
         return float(option)
     if option not in hparams:
@@ -86,12 +91,12 @@ def _join(
     name: str, runs: _Runs, hparams: Mapping[str, float | Tensor], t: int, like: Tensor
 ) -> Value:
     if len(runs) == 1:
-        return _evaluate(name, runs[0][0], hparams, t)
+        return evaluate(name, runs[0][0], hparams, t)
     dtype = torch.promote_types(like.dtype, torch.float32)
     once: dict[Option, Tensor] = {}
     for option, _ in runs:
         if option not in once:
-            value = _evaluate(name, option, hparams, t)
+            value = evaluate(name, option, hparams, t)
             once[option] = torch.as_tensor(value, dtype=dtype, device=like.device)
     return torch.cat([once[option].expand(entries) for option, entries in runs])
 
@@ -101,7 +106,7 @@ def _split(
     options: tuple[tuple[str, Option], ...], groups: Groups, layout: tuple[tuple[str, int], ...]
 ) -> tuple[tuple[tuple[str, _Runs], ...], int]:
     """For each option the runs (option, entries) along the vector, and the entries in all."""
-    decided = [_first_match(groups, parameter) for parameter, _ in layout]
+    decided = [first_match(groups, parameter) for parameter, _ in layout]
     for pattern in groups:
         if pattern not in decided:
             raise TrainingError(_useless(pattern, [parameter for parameter, _ in layout]))
@@ -117,7 +122,8 @@ def _split(
     return tuple(runs_of), sum(entries for _, entries in layout)
 
 
-def _first_match(groups: Groups, parameter: str) -> str | None:
+def first_match(groups: GroupsLike, parameter: str) -> str | None:
+    """The pattern of the group that decides for a parameter, ``None`` where none does."""
     return next((p for p in groups if fnmatch.fnmatchcase(parameter, p)), None)
 
 

@@ -171,6 +171,12 @@ def _check_differentiated(training: Training, space: Space, tuner: BaseSampler) 
             f"{type(tuner).__name__} needs a Float without a step or an Array, in which the loss "
             f"is differentiated; the space has none{but}: {space!r}. Add one, or use another tuner."
         )
+    if getattr(training, "online", None) is not None:
+        raise StudyError(
+            f"{type(tuner).__name__} differentiates the loss after all steps, but the training has "
+            f"an online tuner, whose moves follow from what it has seen and cannot be replayed. "
+            f"Use a tuner that wants no derivatives, such as AdditiveBO(), or leave online out."
+        )
     if getattr(training, "early_stopping", None) is not None:
         raise StudyError(
             f"{type(tuner).__name__} differentiates the loss after all {training.steps} steps, but "

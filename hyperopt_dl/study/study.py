@@ -335,6 +335,8 @@ class Study:
         check_limits(limits)
         directions = [direction.name.lower() for direction in self._optuna.directions]
         check_workload(workload, self.space, self.tuner, directions)
+        if getattr(workload, "online", None) is not None:
+            self._optuna.archive.check_store("Histories of online tuners")
         executor = Serial() if executor is None else executor
         if isinstance(executor, type) or not hasattr(executor, "start"):
             raise StudyError(

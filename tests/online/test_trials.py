@@ -1,0 +1,369 @@
+"""Supervised(online=...): the rates tune themselves in each trial, and a sampler tunes the rest."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import hyperopt_dl as hd
+from hyperopt_dl.executors import Processes
+from hyperopt_dl.online import Descent, Forward, ForwardTuner, HypergradientDescent
+from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, ClipNorm, Optimizer, RMSprop, Schedule
+from hyperopt_dl.trial import Job, Outcome, Trial, run_trial
+
+LR = hd.Float(1e-5, 10, log=True)
+STEPS = 12
+
+
+def data(seed: int, n: int = 20) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return x, (x[:, 0] * x[:, 1] > 0).long()
+
+
+TRAIN, VALIDATION, TEST = data(0), data(1), data(2)
+
+
+def network(hp: Mapping[str, Any]) -> nn.Module:
+    width = int(hp.get("width", 6))
+    layers = (nn.Linear(4, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(0.3))
+    return nn.Sequential(*layers, nn.Linear(width, 2)).double()
+
+
+def plain(_: Mapping[str, Any]) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+def accuracy(output: Tensor, target: Tensor) -> float:
+    return float((output.argmax(1) == target).double().mean())
+
+
+def training(**settings: Any) -> hd.Supervised:
+    return hd.Supervised(**{
+        "model": network,
+        "loss": cross_entropy,
+        "optimizer": SGD(lr=0.05, momentum=0.5),
+        "train": TRAIN,
+        "validation": VALIDATION,
+        "test": TEST,
+        "steps": STEPS,
+        "batch_size": 8,
+        "metrics": {"accuracy": accuracy},
+        **settings,
+    })  # fmt: skip
+
+
+class Notes:
+    """A link that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, Any] = {}
+        self.reports: dict[int, float] = {}
+
+    def suggest(self, name: str, distribution: Any) -> Any:
+        raise NotImplementedError
+
+    def report(self, value: float, step: int) -> None:
+        self.reports[step] = value
+
+    def should_prune(self) -> bool:
+        return False
+
+    def set_constraint(self, key: str, value: float) -> None:
+        raise NotImplementedError
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self.attributes[key] = value
+
+
+def run(made: hd.Supervised, seed: int = 3, **params: Any) -> tuple[Outcome, Notes]:
+    notes = Notes()
+    outcome = run_trial(made, Trial(Job(0, params, seed), notes, torch.device("cpu")))
+    assert outcome.state == "complete", outcome.error
+    return outcome, notes
+
+
+GROUPS: Any = {"4.*": {"lr": 0.01}, "*.bias": {"weight_decay": 0.0}}
+OPTIMIZERS: dict[str, Optimizer] = {
+    "SGD": SGD(lr=0.05, momentum=0.5, nesterov=True, weight_decay=0.1, groups=GROUPS),
+    "Adam": Adam(lr=0.05, betas=(0.8, 0.9), amsgrad=True, groups={"0.*": {"betas": (0.5, 0.6)}}),
+    "AdamW": AdamW(lr=0.05, weight_decay=0.2, groups=GROUPS),
+    "RMSprop": RMSprop(lr=0.01, momentum=0.5, centered=True, weight_decay=0.1),
+    "Adagrad": Adagrad(lr=0.05, lr_decay=0.1, initial_accumulator_value=0.3),
+    "ClipNorm": ClipNorm(SGD(lr=0.3, momentum=0.5, groups=GROUPS), max_norm=0.2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("tuner", ["Forward", "Descent"])
+def test_a_tuner_that_does_not_move_leaves_the_trial_as_it_is(tuner: str, name: str) -> None:
+    if tuner == "Descent" and name in ("RMSprop", "Adagrad"):
+        pytest.skip("of another family")
+    optimizer = OPTIMIZERS[name]
+    online = Forward({"lr@0": LR}, hyper_lr=0.0) if tuner == "Forward" else Descent(hyper_lr=0.0)
+    expected, expected_notes = run(training(optimizer=optimizer))
+    outcome, notes = run(training(optimizer=optimizer, online=online))
+    assert outcome.values == pytest.approx(expected.values, rel=1e-9)
+    assert list(notes.reports) == list(expected_notes.reports) == list(range(1, STEPS + 1))
+    assert notes.reports == pytest.approx(expected_notes.reports, rel=1e-9)
+    assert notes.attributes.keys() == {"metrics", "test"}
+    for kind in ("metrics", "test"):
+        assert notes.attributes[kind] == pytest.approx(expected_notes.attributes[kind], rel=1e-9)
+
+
+def by_hand(tuner_of: Callable[[Any], Any], seed: int) -> tuple[Any, float]:
+    """The same run as a user's own loop, on the whole training set at every step."""
+    still = training(model=plain, batch_size=None)
+    start = still.init({}, seed=seed, device="cpu")
+    model: Any = still.module(start, {}).train()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": model[0].parameters(), "lr": 0.05},
+            {"params": model[2].parameters(), "lr": 0.02},
+        ],
+        momentum=0.5,
+    )
+    tuner = tuner_of(optimizer)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(TRAIN[0]), TRAIN[1])
+        if isinstance(tuner, ForwardTuner):
+            tuner.backward(loss)
+            optimizer.step()
+            if tuner.steps % 3 == 0:
+                tuner.step(cross_entropy(model(VALIDATION[0]), VALIDATION[1]))
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+            tuner.step()
+            optimizer.step()
+    return tuner, cross_entropy(model(VALIDATION[0]), VALIDATION[1]).item()
+
+
+TUNE = {"lr@1": LR, "momentum": hd.Float(0.1, 0.9)}
+BY_HAND: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "Forward": (
+        Forward(TUNE, hyper_lr="rate", discount="discount", every=3),
+        lambda optimizer: ForwardTuner(optimizer, TUNE, hyper_lr=0.3, discount=0.9),
+    ),
+    "Descent": (
+        Descent(hyper_lr="rate"),
+        lambda optimizer: HypergradientDescent(optimizer, hyper_lr=0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_a_trial_is_the_run_of_a_loop_with_the_same_tuner(kind: str) -> None:
+    online, tuner_of = BY_HAND[kind]
+    optimizer = SGD(lr="lr", momentum=0.5, groups={"2.*": {"lr": 0.02}})
+    made = training(model=plain, batch_size=None, optimizer=optimizer, online=online)
+    outcome, _ = run(made, lr=0.05, rate=0.3, discount=0.9)
+    tuner, value = by_hand(tuner_of, seed=3)
+    assert outcome.values == pytest.approx((value,), rel=1e-9)
+    record = outcome.online
+    assert record is not None
+    assert (record.tuner, record.steps) == (type(tuner).__name__, STEPS)
+    assert [move.step for move in record.history] == [move.step for move in tuner.history]
+    for got, expected in zip(record.history, tuner.history, strict=True):
+        assert got.values == pytest.approx(expected.values, rel=1e-9)
+        assert got.gradient == pytest.approx(expected.gradient, rel=1e-6, abs=1e-12)
+        assert (got.loss or 0.0) == pytest.approx(expected.loss or 0.0, rel=1e-9)
+    assert record.history[-1].values != record.history[0].values
+
+
+def test_every_trial_has_a_tuner_of_its_own() -> None:
+    made = training(online=Forward({"lr": LR}, every=4))
+    first, _ = run(made)
+    again, _ = run(made)
+    other, _ = run(made, seed=4)
+    assert first == again
+    assert first.values != other.values
+    assert first.online is not None
+    assert [move.step for move in first.online.history] == [4, 8, 12]
+
+
+def test_a_move_looks_at_the_examples_that_it_was_told() -> None:
+    whole = training(model=plain, online=Forward({"lr": LR}, every=4))
+    every = training(model=plain, online=Forward({"lr": LR}, every=4, batch_size=20))
+    part = training(model=plain, online=Forward({"lr": LR}, every=4, batch_size=5))
+    state = part.init({}, seed=3, device="cpu")
+    losses = [float(part.loss_on_batch(state, {}, t)) for t in range(4)]
+    assert len(set(losses)) == 4  # of an epoch, other examples each time
+    assert sum(losses) / 4 == pytest.approx(float(part.loss(state, {})), rel=1e-12)
+    records = [run(made)[0].online for made in (whole, every, part)]
+    moves = [[move.loss for move in record.history] for record in records if record is not None]
+    assert moves[0] == pytest.approx(moves[1], rel=1e-12)
+    assert moves[0] != pytest.approx(moves[2], rel=1e-3)
+
+
+SPACE: dict[str, Any] = {
+    "width": hd.Int(2, 8),
+    "lr": hd.Float(1e-3, 1e-1, log=True),
+    "hyper_lr": hd.Float(1e-2, 0.5, log=True),
+}
+
+
+def tuned() -> hd.Supervised:
+    online = Forward({"lr": LR}, hyper_lr="hyper_lr", every=3)
+    return training(optimizer=SGD(lr="lr", momentum=0.5), online=online)
+
+
+def study_of(executor: Any = None, **options: Any) -> hd.Study:
+    study = hd.Study(SPACE, seed=5, pruner=optuna.pruners.NopPruner(), **options)
+    study.optimize(tuned(), n_trials=3, executor=executor, progress=False)
+    return study
+
+
+def shown(study: hd.Study) -> list[Any]:
+    return [(t.params, t.value, study.online_history(t.number)) for t in study.trials]
+
+
+def test_a_sampler_tunes_what_the_online_tuner_does_not() -> None:
+    study = study_of()
+    for trial in study.trials:
+        assert trial.params.keys() == SPACE.keys()
+        moves = study.online_history(trial.number)
+        assert [move.step for move in moves] == [3, 6, 9, 12]
+        assert trial.user_attrs["online"]["values"] == moves[-1].values
+        assert trial.user_attrs["online"]["tuner"] == "ForwardTuner"
+        assert trial.user_attrs["metrics"].keys() == {"accuracy"}
+        assert trial.intermediate_values[STEPS] == trial.value
+        (lr,) = moves[0].values.values()
+        assert 0 < abs(math.log(lr / trial.params["lr"])) <= trial.params["hyper_lr"] * 1.001
+    assert shown(study) == shown(study_of())
+
+
+def test_a_history_outlives_its_process(tmp_path: Path) -> None:
+    study = study_of(storage=tmp_path / "s.log")
+    again = hd.Study(SPACE, storage=tmp_path / "s.log")
+    assert shown(again) == shown(study)
+    assert len(list((tmp_path / "s.log.artifacts").iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_processes_run_the_trials_that_serial_runs() -> None:
+    assert shown(study_of(Processes(devices=["cpu"], per_device=1))) == shown(study_of())
+
+
+def test_a_pruner_ends_a_run_between_two_reports() -> None:
+    study = hd.Study(SPACE, seed=5, pruner=optuna.pruners.ThresholdPruner(upper=0.0))
+    study.optimize(tuned(), n_trials=1, progress=False)
+    (trial,) = study.trials
+    assert trial.state.name == "PRUNED"
+    assert list(trial.intermediate_values) == [1]
+
+
+def test_a_run_that_stops_early_is_as_good_as_its_best_report() -> None:
+    stopping = hd.EarlyStopping(patience=2)
+    online = Descent(hyper_lr=0.9)
+    made = training(optimizer=SGD(lr=1.0), online=online, steps=40, early_stopping=stopping)
+    outcome, notes = run(made)
+    assert len(notes.reports) < 10
+    assert outcome.values == (min(notes.reports.values()),)
+    assert notes.attributes["best_step"] == min(notes.reports, key=notes.reports.__getitem__)
+
+
+ESTIMATORS = [
+    *(hd.hypergrad.Reverse(), hd.hypergrad.Forward(), hd.hypergrad.Auto()),
+    *(hd.hypergrad.Telescoping(), hd.hypergrad.PES(truncation=4), hd.hypergrad.ESSingle()),
+]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_an_estimator_is_refused_and_told_why(estimator: Any) -> None:
+    hparams = {"lr": 0.1, "hyper_lr": 0.1}
+    with pytest.raises(hd.TrainingError, match="cannot be replayed or differentiated: its steps"):
+        hd.hypergradient(tuned(), hparams, estimator=estimator)
+    study = hd.Study(SPACE, tuner=hd.Hypergradient(estimator, fixed=["width"]))
+    with pytest.raises(hd.StudyError, match="has an online tuner, whose moves follow from what"):
+        study.optimize(tuned(), n_trials=1, progress=False)
+    assert study.trials == []
+
+
+def test_a_rollout_is_refused() -> None:
+    with pytest.raises(hd.TrainingError, match="cannot be replayed"):
+        hd.rollout(tuned(), {"lr": 0.1, "hyper_lr": 0.1})
+
+
+def test_what_the_online_tuner_names_must_be_in_the_space() -> None:
+    assert tuned().hparams == {"lr", "hyper_lr"}
+    study = hd.Study({"lr": LR})
+    with pytest.raises(hd.StudyError, match="hyper_lr"):
+        study.optimize(tuned(), n_trials=1, progress=False)
+    assert study.trials == []
+
+
+def test_a_database_must_be_told_where_histories_are(tmp_path: Path) -> None:
+    study = hd.Study(SPACE, storage=f"sqlite:///{tmp_path / 's.db'}")
+    with pytest.raises(hd.StudyError, match=r"Histories of online tuners are files"):
+        study.optimize(tuned(), n_trials=1, progress=False)
+    assert study.trials == []
+
+
+def test_a_start_outside_of_the_bounds_fails_its_trial() -> None:
+    study = hd.Study({"lr": hd.Float(1e-3, 1e-2)}, seed=0)
+    online = Forward({"lr": hd.Float(1.0, 2.0)})
+    study.optimize(training(optimizer=SGD(lr="lr"), online=online), n_trials=1, progress=False)
+    (trial,) = study.trials
+    assert trial.state.name == "FAIL"
+    assert "must start inside" in trial.user_attrs["error"]
+
+
+FORWARD = Forward({"lr": LR})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"online": Forward}, r"online must be an object such as hyperopt_dl\.online\.Forward"),
+        ({"online": hd.online.ForwardTuner}, "online must be an object"),
+        ({"online": Forward({"lr": LR}, every=13)}, "every must be at most the 12 steps"),
+        (
+            {"online": Forward({"lr": LR}, batch_size=21)},
+            "batch_size must lie between 1 and the 20",
+        ),
+        ({"online": Forward({"rate": LR})}, "tune may name lr, momentum"),
+        ({"online": Forward({"betas[0]": hd.Float(0.1, 0.9)})}, "tune may name lr, momentum"),
+        ({"online": Forward({"lr": hd.Int(1, 2)})}, "needs a Float without a step"),  # type: ignore[dict-item]
+        ({"online": FORWARD, "optimizer": SGD(lr=Schedule(0.1, math.cos))}, "got lr=Schedule"),
+        (
+            {"online": FORWARD, "optimizer": SGD(groups={"0.*": {"lr": Schedule(0.1, math.cos)}})},
+            "got lr=Schedule",
+        ),
+        (
+            {"online": FORWARD, "optimizer": ClipNorm(SGD(), max_norm=Schedule(1.0, math.cos))},
+            "got max_norm=Schedule",
+        ),
+        (
+            {"online": FORWARD, "optimizer": ClipNorm(ClipNorm(SGD(), 1.0), 2.0)},
+            "alone or in one ClipNorm, got ClipNorm",
+        ),
+        ({"online": Descent(), "optimizer": RMSprop()}, "SGD, Adam and AdamW, got RMSprop"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_trial(settings: Any, message: str) -> None:
+    with pytest.raises(hd.HyperoptError, match=message):
+        training(**settings)
+
+
+@pytest.mark.parametrize(
+    ("declare", "message"),
+    [
+        (lambda: Forward({"lr": LR}, hyper_lr=-1.0), "hyper_lr must be a number >= 0"),
+        (lambda: Forward({"lr": LR}, discount=1.5), "discount must be a number from 0"),
+        (lambda: Forward({"lr": LR}, every=0), "every must be a whole number"),
+        (lambda: Forward({}), "tune must name a hyperparameter"),
+        (lambda: Descent(hyper_lr=1.0), "below 1"),
+        (lambda: Descent(rule="geometric"), "'multiplicative' or 'additive'"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused(
+    declare: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(hd.TrainingError, match=message):
+        declare()
