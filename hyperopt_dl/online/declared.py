@@ -18,6 +18,7 @@ from hyperopt_dl.online.coordinates import parse
 from hyperopt_dl.online.directions import check_family
 from hyperopt_dl.online.forward_tuner import ForwardTuner, check_numbers
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent, check_rule
+from hyperopt_dl.online.kept import params_of
 from hyperopt_dl.online.rules import rule_of
 from hyperopt_dl.online.run import OnlineRun
 from hyperopt_dl.online.torch_twin import kind_of
@@ -168,8 +169,7 @@ class Descent:
     ) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         if max_norm is not None:
-            params = [p for group in tuner.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(params, max_norm)
+            torch.nn.utils.clip_grad_norm_(params_of(tuner.optimizer), max_norm)
         tuner.step()
         tuner.optimizer.step()
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
-from hyperopt_dl.online.rates import Rates
+from hyperopt_dl.online.kept import from_list, to_list
+from hyperopt_dl.online.rates import Rates, lr_of
 
 
 class DeltaBarDelta:
@@ -25,7 +26,9 @@ class DeltaBarDelta:
 
     Args:
         optimizer: Any optimizer with learning rates.
-        kappa: What a rate grows by, in its own unit; a hundredth of a good rate is cautious.
+        kappa: What a rate grows by in a step where the gradients agree, in the unit of the rate.
+            There is no default, because no number suits all rates: with a hundredth of the rate
+            that you start from, a rate doubles in 100 such steps.
         phi: The part of a rate that is taken away where the gradients disagree.
         theta: The weight of the past in δ̄.
 
@@ -67,7 +70,7 @@ class DeltaBarDelta:
                 self._rates.set_base(number, before + self.kappa)
             elif agreement < 0:
                 self._rates.set_base(number, before * (1 - self.phi))
-            gradients[f"lr@{number}"], values[f"lr@{number}"] = -agreement, self._rates.base(number)
+            gradients[lr_of(number)], values[lr_of(number)] = -agreement, self._rates.base(number)
         self.history.append(Move(self.steps, gradients, values))
 
     def get_last_lr(self) -> list[float]:
@@ -76,15 +79,14 @@ class DeltaBarDelta:
 
     def plot(self) -> Any:
         """Return a plotly figure of the learning rates over the steps."""
-        groups = range(len(self.optimizer.param_groups))
-        return figure(self.history, log={f"lr@{number}": True for number in groups})
+        return figure(self.history, log={lr_of(n): True for n in range(len(self.get_last_lr()))})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, beside the states of model and optimizer."""
         return {
             "steps": self.steps,
             "scales": list(self._rates.scales),
-            "mean": [self._mean.get(param) for param in self._params()],
+            "mean": to_list(self._mean, self.optimizer),
             "history": packed(self.history),
         }
 
@@ -92,11 +94,7 @@ class DeltaBarDelta:
         """Take up a run where ``state_dict`` left it; model and optimizer load their own."""
         self.steps, self.history = state["steps"], unpacked(state["history"])
         self._rates.scales = list(state["scales"])
-        pairs = zip(self._params(), state["mean"], strict=True)
-        self._mean = {param: mean.to(param, copy=True) for param, mean in pairs if mean is not None}
-
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.optimizer.param_groups for param in group["params"]]
+        self._mean = from_list(state["mean"], self.optimizer)
 
     def _agreement(self, params: list[Tensor]) -> float:
         """Return ``δ̄ · δ``, 0 at the first step and where it is not finite; and update δ̄."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.directions import check_family, keeps_gradient, last_direction, penalised
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
-from hyperopt_dl.online.rates import Rates
+from hyperopt_dl.online.kept import from_list, to_list
+from hyperopt_dl.online.rates import Rates, lr_of
 
 
 class HypergradientDescent:
@@ -68,7 +69,7 @@ class HypergradientDescent:
                 if self.rule == "multiplicative":
                     by = -self.hyper_lr * h / size * before
                 self._rates.set_base(number, max(before + by, 0.0))
-            gradients[f"lr@{number}"], values[f"lr@{number}"] = h, self._rates.base(number)
+            gradients[lr_of(number)], values[lr_of(number)] = h, self._rates.base(number)
         self._used = self._rates.last()
         self.history.append(Move(self.steps, gradients, values))
 
@@ -78,8 +79,7 @@ class HypergradientDescent:
 
     def plot(self) -> Any:
         """Return a plotly figure of the learning rates over the steps."""
-        groups = range(len(self.optimizer.param_groups))
-        return figure(self.history, log={f"lr@{number}": True for number in groups})
+        return figure(self.history, log={lr_of(n): True for n in range(len(self.get_last_lr()))})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, beside the states of model and optimizer."""
@@ -87,7 +87,7 @@ class HypergradientDescent:
             "steps": self.steps,
             "scales": list(self._rates.scales),
             "used": list(self._used),
-            "kept": [self._kept.get(param) for param in self._params()],
+            "kept": to_list(self._kept, self.optimizer),
             "history": packed(self.history),
         }
 
@@ -95,11 +95,7 @@ class HypergradientDescent:
         """Take up a run where ``state_dict`` left it; model and optimizer load their own."""
         self.steps, self.history = state["steps"], unpacked(state["history"])
         self._rates.scales, self._used = list(state["scales"]), list(state["used"])
-        pairs = zip(self._params(), state["kept"], strict=True)
-        self._kept = {param: d.to(param, copy=True) for param, d in pairs if d is not None}
-
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.optimizer.param_groups for param in group["params"]]
+        self._kept = from_list(state["kept"], self.optimizer)
 
     def _hypergradient(self, group: Mapping[str, Any], lr: float) -> tuple[float, float]:
         """Return ``-g · n`` over a group, and the product of their lengths."""

@@ -12,6 +12,11 @@ from typing import Any
 import torch
 
 
+def lr_of(number: int) -> str:
+    """Return the name of the learning rate of a parameter group."""
+    return f"lr@{number}"
+
+
 class Rates:
     """Reads and moves learning rates, and gives the scaled ones to each step.
 

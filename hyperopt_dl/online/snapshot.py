@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hyperopt_dl.online.kept import params_of
+
 
 class Snapshot(NamedTuple):
     """Copies, in the order of the optimizer's parameters; ``state`` is empty before a first step.
@@ -18,7 +20,7 @@ class Snapshot(NamedTuple):
 
     def to(self, optimizer: torch.optim.Optimizer) -> "Snapshot":
         """Return a copy on the devices of the optimizer's parameters."""
-        params = _params(optimizer)
+        params = params_of(optimizer)
         return Snapshot(
             [value.to(p, copy=True) for value, p in zip(self.params, params, strict=True)],
             [_copied(state, p.device) for state, p in zip(self.state, params, strict=True)],
@@ -27,7 +29,7 @@ class Snapshot(NamedTuple):
 
 def taken(optimizer: torch.optim.Optimizer) -> Snapshot:
     """Copy the parameters and the state of an optimizer."""
-    params = _params(optimizer)
+    params = params_of(optimizer)
     state = [_copied(optimizer.state[p]) if p in optimizer.state else {} for p in params]
     return Snapshot([p.detach().clone() for p in params], state)
 
@@ -38,17 +40,13 @@ def put_back(snapshot: Snapshot, optimizer: torch.optim.Optimizer) -> None:
     The parameter groups keep their options. Without gradients the next ``optimizer.step()`` leaves
     everything as it is.
     """
-    for param, value, state in zip(_params(optimizer), *snapshot, strict=True):
+    for param, value, state in zip(params_of(optimizer), *snapshot, strict=True):
         with torch.no_grad():
             param.copy_(value)
         param.grad = None
         optimizer.state.pop(param, None)
         if state:
             optimizer.state[param] = _copied(state)
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def _copied(state: Mapping[str, Any], device: torch.device | None = None) -> dict[str, Any]:

@@ -176,6 +176,17 @@ def test_a_trial_is_the_run_of_a_loop_with_the_same_tuner(kind: str) -> None:
     assert record.history[-1].values != record.history[0].values
 
 
+def test_a_run_can_be_looked_at_between_its_steps() -> None:
+    made = training()
+    going = Forward({"lr": LR}, hyper_lr=0.0).start(made, {}, seed=3, device="cpu")
+    kept = [(going.advance(stop), hd.rollout(made, {}, seed=3, stop=stop)) for stop in (4, 4, 9)]
+    for state, expected in kept:
+        assert state.keys() == {n for n in expected if not n.startswith("optimizer/")}
+        for name, value in state.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-12)
+            assert not value.requires_grad
+
+
 def test_every_trial_has_a_tuner_of_its_own() -> None:
     made = training(online=Forward({"lr": LR}, every=4))
     first, _ = run(made)

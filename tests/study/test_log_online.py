@@ -54,6 +54,7 @@ def test_a_run_becomes_a_trial_with_its_last_rates_and_all_moves(kind: str) -> N
     number = study.log_online(tuner, 0.25, params={"width": 8})
     (trial,) = study.trials
     assert (number, trial.state.name, trial.value) == (0, "COMPLETE", 0.25)
+    assert "hd:run" in trial.user_attrs  # what says that the trial was made by this package
     assert trial.params == {"width": 8, "lr": tuner.get_last_lr()[0]}
     record = trial.user_attrs["online"]
     assert (record["tuner"], record["steps"]) == (kind, 12)
