@@ -36,7 +36,7 @@ class OnlineRecord:
     Attributes:
         tuner: The name of its class.
         steps: The optimizer steps of the run.
-        history: The moves, at least one.
+        history: The moves; none where the run ended before the first.
     """
 
     tuner: str

@@ -127,6 +127,8 @@ class Ledger:
         del self._links[number]
         if self.trials()[number].state.is_finished():
             return
+        if outcome.online is not None:
+            link.set_user_attr(ONLINE, self._online(link.trial, outcome.online))
         if outcome.state == "failed":
             link.set_user_attr(FAILURE, outcome.failure)
             link.set_user_attr(ERROR, outcome.error)
@@ -136,8 +138,6 @@ class Ledger:
         else:
             if outcome.gradient is not None:
                 link.set_user_attr(RECORD, self._gradient(link, outcome.gradient))
-            if outcome.online is not None:
-                link.set_user_attr(ONLINE, self._online(link.trial, outcome.online))
             self.study.tell(number, outcome.values)
 
     def add(
@@ -294,7 +294,7 @@ class Ledger:
         return {
             "tuner": record.tuner,
             "steps": record.steps,
-            "values": dict(record.history[-1].values),
+            "values": dict(record.history[-1].values) if record.history else {},
             "history": self.study.archive.save_text(name, lines, owner),
         }
 

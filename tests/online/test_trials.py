@@ -279,6 +279,34 @@ def test_a_run_that_stops_early_is_as_good_as_its_best_report() -> None:
     assert notes.attributes["best_step"] == min(notes.reports, key=notes.reports.__getitem__)
 
 
+def test_a_run_that_stops_before_the_first_move_has_an_empty_history() -> None:
+    study = hd.Study(SPACE, seed=5)
+    made = training(
+        online=Forward({"lr": LR}, every=STEPS),
+        early_stopping=hd.EarlyStopping("accuracy", patience=1, mode="max"),
+        metrics={"accuracy": lambda output, target: 0.5},
+        report_every=1,
+    )
+    study.optimize(made, n_trials=1, progress=False)
+    assert study.trials[0].state.name == "COMPLETE"
+    assert study.trials[0].user_attrs["online"]["steps"] == 2
+    assert study.online_history(0) == []
+
+
+def infinite_in_the_end(output: Tensor, target: Tensor) -> Tensor:
+    """Finite where a tuner differentiates it, and not where a trial reads its value."""
+    return cross_entropy(output, target) + (0.0 if torch.is_grad_enabled() else math.inf)
+
+
+def test_a_value_that_is_not_finite_fails_the_trial_and_keeps_the_history() -> None:
+    study = hd.Study(SPACE, seed=5)
+    online = Forward({"lr": LR}, every=4)
+    made = training(online=online, validation_loss=infinite_in_the_end, report_every=STEPS)
+    study.optimize(made, n_trials=1, progress=False)
+    assert study.trials[0].user_attrs["failure"] == "nan"
+    assert [move.step for move in study.online_history(0)] == [4, 8, 12]
+
+
 ESTIMATORS = [
     *(hd.hypergrad.Reverse(), hd.hypergrad.Forward(), hd.hypergrad.Auto()),
     *(hd.hypergrad.Telescoping(), hd.hypergrad.PES(truncation=4), hd.hypergrad.ESSingle()),
