@@ -149,15 +149,15 @@ class Ledger:
         """Add a trial that was run elsewhere, at once and whole, and return its number.
 
         Args:
-            outcome: How it ended.
+            outcome: How it ended, with what its online tuner did.
             params: Values of the space; an Array is put into a file.
             reported: Its intermediate values, by step.
         """
         attributes: dict[str, Any] = {RUN: {"seed": None, **Lease.here().write()}}
         if ids := self._filed(params):
             attributes[ARRAYS] = ids
-        if outcome.online is not None:
-            attributes[ONLINE] = self._online(self.study, outcome.online)
+        assert outcome.online is not None
+        attributes[ONLINE] = record = self._online(self.study, outcome.online)
         if outcome.state == "failed":
             attributes |= {FAILURE: outcome.failure, ERROR: outcome.error}
         trial = optuna.trial.create_trial(
@@ -169,7 +169,8 @@ class Ledger:
             intermediate_values=dict(reported),
         )
         self.study.add_trial(trial)
-        return next(t.number for t in reversed(self.trials()) if t.user_attrs == attributes)
+        latest = reversed(self.trials())
+        return next(t.number for t in latest if t.user_attrs.get(ONLINE) == record)
 
     def link(self, number: int) -> TrialLink:
         """Return the link of a trial, in whatever process it was asked for.

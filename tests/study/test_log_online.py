@@ -237,6 +237,17 @@ def test_lines_hold_every_move_and_only_what_json_has() -> None:
     assert math.isnan(back[2].gradient["lr"])
 
 
+@pytest.mark.parametrize("url", ["sqlite:///{}/s.db", "{}/s.log"])
+def test_a_loss_that_is_not_finite_is_an_intermediate_value(url: str, tmp_path: Path) -> None:
+    tuner = forward_run()
+    tuner.history[1] = Move(6, {}, {"lr": 0.01}, restored=True, loss=math.inf)
+    study = hd.Study(SPACE, storage=url.format(tmp_path), artifacts=tmp_path / "files")
+    study.log_online(tuner)
+    values = study.trials[0].intermediate_values
+    assert list(values) == [3, 6, 9, 12]
+    assert values[6] == math.inf
+
+
 def test_a_return_to_the_last_good_weights_keeps_the_loss_that_led_to_it() -> None:
     model = network()
     tuner = ForwardTuner(torch.optim.SGD(model.parameters(), lr=0.01), {"lr": LR})
