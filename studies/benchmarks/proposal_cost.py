@@ -149,6 +149,9 @@ def draw(costs: dict[tuple[int, int], dict[str, Cost]], path: Path) -> None:
             axes.plot(along, [costs[c][method][occasion] for c in cells], marker="o", label=name)
         axes.set(xlabel=which, title=f"{fixed[panel]} {label}", xscale="log", yscale="log")
         axes.set_ylabel("CPU seconds for 8 suggestions")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
     figure.axes[0].legend()
     figure.savefig(path, metadata={"Date": None})
 
