@@ -149,9 +149,10 @@ def draw(costs: dict[tuple[int, int], dict[str, Cost]], path: Path) -> None:
             axes.plot(along, [costs[c][method][occasion] for c in cells], marker="o", label=name)
         axes.set(xlabel=which, title=f"{fixed[panel]} {label}", xscale="log", yscale="log")
         axes.set_ylabel("CPU seconds for 8 suggestions")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}")
+        axes.set_xticks(along, [str(number) for number in along])
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     figure.axes[0].legend()
     figure.savefig(path, metadata={"Date": None})
 
