@@ -39,6 +39,7 @@ from hyperopt_dl.seeds import derive
 from studies.curves import over_seeds, picture
 from studies.data import fashion_mnist
 from studies.record import Record
+from studies.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping of a learning rate study.")
 parser.add_argument("--data", type=Path, help="folder with the four .gz files of Fashion-MNIST")
@@ -185,8 +186,8 @@ def warm(seed: int) -> list[Tensor]:
 
 def cost(method: Method, trial: optuna.trial.FrozenTrial) -> int:
     """Return the steps of a trial, forward and back."""
-    note = trial.user_attrs.get("estimator")
-    return 2 * method.steps if note is None else int(note["steps"])
+    note = trial.user_attrs["estimator"]
+    return int(note.get("steps", 2 * method.steps))
 
 
 def descend(name: str, seed: int) -> list[tuple[float, dict[str, float]]]:
@@ -203,7 +204,11 @@ def descend(name: str, seed: int) -> list[tuple[float, dict[str, float]]]:
         if spent > 2 * HORIZON * BUDGET * share:
             study.stop()
 
-    tuner = hd.Hypergradient(estimator=method.estimator, optimizer="sgd", lr=OUTER_LR, seed=seed)
+    kind = (
+        UnrankedTelescoping if isinstance(method.estimator, hd.hypergrad.Telescoping) else Unranked
+    )
+    estimator = kind(method.estimator)
+    tuner = hd.Hypergradient(estimator=estimator, optimizer="sgd", lr=OUTER_LR, seed=seed)
     study = hd.Study(SPACE, tuner=tuner, seed=seed)
     study.enqueue(START)
     training = Network(method.steps, warm(seed))

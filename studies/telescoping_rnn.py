@@ -35,6 +35,7 @@ import hyperopt_dl as hd
 from studies.curves import over_seeds, picture
 from studies.data import fashion_mnist
 from studies.record import Record
+from studies.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping through the length of a sequence.")
 parser.add_argument("--data", type=Path, help="folder with the four .gz files of Fashion-MNIST")
@@ -170,15 +171,19 @@ def test(weights: Tensor) -> tuple[float, float]:
 def descend(name: str, seed: int) -> dict[str, Any]:
     """Return the test loss at each mark, and the accuracy at the end."""
     method, spent = METHODS[name], 0
-    tuner = hd.Hypergradient(estimator=method.estimator, lr=OUTER_LR, seed=seed)
+    kind = (
+        UnrankedTelescoping if isinstance(method.estimator, hd.hypergrad.Telescoping) else Unranked
+    )
+    estimator = kind(method.estimator)
+    tuner = hd.Hypergradient(estimator=estimator, lr=OUTER_LR, seed=seed)
     space = hd.Space(weights=hd.Array(sum(SIZES), init=start(seed)))
     study = hd.Study(space, tuner=tuner, seed=seed)
     found: list[tuple[float, float]] = []
 
     def count(inner: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         nonlocal spent
-        note = trial.user_attrs.get("estimator")
-        spent += method.cost if note is None else int(note["steps"])
+        note = trial.user_attrs["estimator"]
+        spent += int(note.get("steps", method.cost))
         # The point of this trial is where the descent is until the next one has been paid for.
         while len(found) < len(MARKS) and spent > 2 * LENGTH * MARKS[len(found)]:
             found.append(test(study.params(trial.number)["weights"]))
