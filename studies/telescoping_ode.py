@@ -1,6 +1,6 @@
 """Fit a differential equation whose solver's steps become finer: a training without a network.
 
-    python studies/telescoping_ode.py              3 seeds: a minute of CPU time
+    python studies/telescoping_ode.py              3 seeds: some minutes of CPU time
     python studies/telescoping_ode.py              again: goes on where it was, shows the table
     python studies/telescoping_ode.py --smoke      a tiny run that leaves no file
 

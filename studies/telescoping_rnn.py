@@ -1,6 +1,6 @@
 """Train an LSTM on long sequences, whose gradient is cut short or telescoped.
 
-    python studies/telescoping_rnn.py              3 seeds: two minutes of CPU time
+    python studies/telescoping_rnn.py              3 seeds: some minutes of CPU time
     python studies/telescoping_rnn.py              again: goes on where it was, shows the table
     python studies/telescoping_rnn.py --chunk 1    by single pixels, 784 steps: 14 times as long
     python studies/telescoping_rnn.py --smoke      a tiny run that leaves no file
