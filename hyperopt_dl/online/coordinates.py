@@ -2,8 +2,9 @@
 
 A name is an option, alone for all parameter groups together (``"lr"``), with the number of a group
 for that group alone (``"lr@0"``), and with an index for one of Adam's two betas (``"betas[0]"``,
-``"betas[1]@2"``). The coordinate u of a dimension with ``log=True`` is log λ, of any other λ in
-tenths of its interval. So a tangent in a log coordinate is that of a factor on λ.
+``"betas[1]@2"``). Any other name is that of a tensor which the loss reads. The coordinate u of a
+dimension with ``log=True`` is log λ, of any other λ in tenths of its interval. So a tangent in a
+log coordinate is that of a factor on λ.
 """
 
 import math
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from hyperopt_dl.errors import SpaceError, TrainingError
 from hyperopt_dl.online.rules import Rule, options_of
@@ -32,8 +34,8 @@ class Coordinate:
 
     Attributes:
         name: As the user wrote it.
-        option: The option, ``betas[0]`` as beta1.
-        groups: The numbers of the parameter groups whose option it moves.
+        option: The option, ``betas[0]`` as beta1; of a tensor that the loss reads, its name.
+        groups: The numbers of the parameter groups whose option it moves; none for a tensor.
         dimension: Where the values lie.
     """
 
@@ -57,24 +59,34 @@ class Coordinate:
         return min(max(further, self.dimension.low), self.dimension.high)
 
     @property
+    def back_off(self) -> float:
+        """How far a rate goes down where training has diverged: to a fourth, where log."""
+        return math.log(4.0) if self.dimension.log else 2.5
+
+    @property
     def _tenth(self) -> float:
         return (self.dimension.high - self.dimension.low) / 10
 
 
 def coordinates_of(
-    tune: Mapping[str, Float], optimizer: torch.optim.Optimizer, rule: Rule
+    tune: Mapping[str, Float],
+    optimizer: torch.optim.Optimizer,
+    rule: Rule,
+    in_loss: Mapping[str, Tensor],
 ) -> tuple[Coordinate, ...]:
-    """Return the coordinates that ``tune`` names, in its order.
+    """Return the coordinates that ``tune`` names, in its order; ``in_loss`` has the tensors.
 
     Raises:
         TrainingError: A name is none, or two names move the same number.
         SpaceError: A dimension is no continuous ``Float``, goes beyond what the option may be, or
-            does not hold the value that the optimizer starts with.
+            does not hold the value that it starts with.
     """
     if not tune:
         raise TrainingError("tune must name a hyperparameter, got none. Write tune={'lr': ...}.")
     found = tuple(
-        _coordinate(name, dimension, optimizer.param_groups, rule)
+        _in_loss(name, dimension, in_loss[name], rule)
+        if name in in_loss
+        else _coordinate(name, dimension, optimizer.param_groups, rule)
         for name, dimension in tune.items()
     )
     taken: dict[tuple[str, int], str] = {}
@@ -126,6 +138,22 @@ def parse(name: str, dimension: object, rule: Rule) -> tuple[str, int | None]:
     return option, None if parsed["group"] is None else int(parsed["group"])
 
 
+def _in_loss(name: str, dimension: object, tensor: Tensor, rule: Rule) -> Coordinate:
+    if re.split(r"[@\[]", name)[0] in (*rule.options, "betas"):
+        raise TrainingError(
+            f"A tensor of in_loss must not be named as an option of the optimizer, got {name!r}. "
+            f"Give it another name."
+        )
+    coordinate = Coordinate(name, name, (), _continuous(name, dimension))
+    value = float(tensor.detach())
+    if not coordinate.dimension.contains(value):
+        raise SpaceError(
+            f"{name!r} must start inside {dimension!r}, got {value!r} in its tensor. Widen the "
+            f"bounds, or start elsewhere."
+        )
+    return coordinate
+
+
 def _coordinate(name: str, dimension: Float, groups: Sequence[Group], rule: Rule) -> Coordinate:
     option, number = parse(name, dimension, rule)
     numbers = range(len(groups)) if number is None else (number,)
@@ -141,11 +169,7 @@ def _coordinate(name: str, dimension: Float, groups: Sequence[Group], rule: Rule
 
 
 def _check_dimension(name: str, option: str, dimension: object, rule: Rule) -> None:
-    if not isinstance(dimension, Float) or dimension.step is not None:
-        raise SpaceError(
-            f"Online tuning moves a number continuously: {name!r} needs a Float without a step, "
-            f"got {dimension!r}. Write Float(low, high, log=True)."
-        )
+    dimension = _continuous(name, dimension)
     for bound in (dimension.low, dimension.high):
         check_option("tune", name, bound, rule.options[option])
     if option == "momentum" and dimension.low == 0:
@@ -153,8 +177,17 @@ def _check_dimension(name: str, option: str, dimension: object, rule: Rule) -> N
             f"{name!r} needs low > 0, got {dimension!r}: torch keeps no buffer at momentum 0, and "
             f"no derivative leads away from there. Start at a small positive number."
         )
+
+
+def _continuous(name: str, dimension: object) -> Float:
+    if not isinstance(dimension, Float) or dimension.step is not None:
+        raise SpaceError(
+            f"Online tuning moves a number continuously: {name!r} needs a Float without a step, "
+            f"got {dimension!r}. Write Float(low, high, log=True)."
+        )
     if dimension.low == dimension.high:
         raise SpaceError(f"{name!r} needs low < high, got {dimension!r}. Leave it out of tune.")
+    return dimension
 
 
 def _check_start(coordinate: Coordinate, group: Group, number: int) -> None:

@@ -21,15 +21,13 @@ from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, wri
 from hyperopt_dl.online.divergence import DEAD, alive, chaotic, exploded
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
+from hyperopt_dl.online.in_loss import InLoss, check_in_loss
 from hyperopt_dl.online.moves import Moments, at_rest, next_move
 from hyperopt_dl.online.products import checked, gradient, product
 from hyperopt_dl.online.rates import Rates
 from hyperopt_dl.online.rules import options_of, rule_of
 from hyperopt_dl.online.snapshot import Snapshot, put_back, taken
 from hyperopt_dl.space import Float
-
-BACK_OFF = math.log(4.0)
-"""How far the learning rates go down when the weights are put back, in log λ."""
 
 
 class ForwardTuner:
@@ -58,13 +56,14 @@ class ForwardTuner:
     Args:
         optimizer: Knows all parameters that the loss depends on and that are to be trained.
         tune: Names to dimensions: ``"lr"``, ``"momentum"``, ``"weight_decay"``, ``"betas[0]"`` ...
-            move the groups together, ``"lr@0"`` group 0 alone. They start at the optimizer's
-            values.
+            move the groups together, ``"lr@0"`` group 0 alone; other names are those of
+            ``in_loss``. They start at the optimizer's values, and the tensors'.
         hyper_lr: The length of a move along steady derivatives, in log λ or in tenths of a linear
             interval.
         discount: What the tangents are multiplied with at each step: 1 is the derivative of the
             whole run (RTHO), 0 that of the last step alone, without second derivatives; between
             them is the damped recursion of MARTHE (Donini et al. 2020).
+        in_loss: By name, 0-dim tensors that the training loss reads, such as the weight of a term.
         clip: The largest norm of a hypergradient that counts.
         trust: The longest move of a coordinate.
         explosion: How many times the first training loss is taken as divergence. ``math.inf``, for
@@ -102,6 +101,7 @@ class ForwardTuner:
         hyper_lr: float = 0.1,
         discount: float = 1.0,
         *,
+        in_loss: Mapping[str, Tensor] | None = None,
         clip: float = 1.0,
         trust: float = 0.5,
         explosion: float = 4.0,
@@ -110,7 +110,9 @@ class ForwardTuner:
         _check_processes()
         self._rule = rule_of(type(optimizer))
         self.optimizer = optimizer
-        self.coordinates = coordinates_of(tune, optimizer, self._rule)
+        check_in_loss(in_loss or {}, tune, discount)
+        self.coordinates = coordinates_of(tune, optimizer, self._rule, in_loss or {})
+        self._in_loss = InLoss(self.coordinates, in_loss or {})
         self.hyper_lr, self.discount = hyper_lr, discount
         self._clip, self._trust, self._explosion = clip, trust, explosion
         self.steps = 0
@@ -152,8 +154,8 @@ class ForwardTuner:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             if first:
-                self._gradients.check_leaves(loss)
-            self._carry(loss)
+                self._gradients.check_leaves(loss, self._in_loss.tensors)
+            self._carry(loss, first)
         if first:
             self._first_alive = alive([param.grad for param in self._params])
 
@@ -187,7 +189,7 @@ class ForwardTuner:
             TrainingError: The loss is no number with a graph.
         """
         value = checked(validation_loss)
-        e = gradient(validation_loss, self._params, graph=False)
+        e = gradient(validation_loss, [*self._params, *self._in_loss.tensors], graph=False)
         h = self._hypergradient(e)
         lost = self._exploded(value) or chaotic(value, h, self._explosion)
         if self.hyper_lr and (lost or alive(e) < DEAD * self._first_alive):
@@ -224,6 +226,7 @@ class ForwardTuner:
             "tangents": [dict(block.dot) for block in self._blocks],
             "moments": tuple(self._moments),
             "scales": list(self._rates.scales),
+            "in_loss": self._in_loss.values(),
             "first": (self._first_loss, self._first_alive),
             "fell": self._fell,
             "snapshots": [tuple(kept) for kept in (self._start, self._good) if kept],
@@ -247,6 +250,7 @@ class ForwardTuner:
         self.steps, self._since_reset = state["steps"], state["since_reset"]
         self._first_loss, self._first_alive = state["first"]
         self._rates.scales = list(state["scales"])
+        self._in_loss.load(state["in_loss"])
         self._moments, self.history = Moments(*state["moments"]), unpacked(state["history"])
         for block, tangents in zip(self._blocks, state["tangents"], strict=True):
             block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
@@ -256,15 +260,18 @@ class ForwardTuner:
                 Snapshot(*kept).to(self.optimizer) for kept in state["snapshots"]
             )
 
-    def _carry(self, loss: Tensor) -> None:
+    def _carry(self, loss: Tensor, first: bool) -> None:
         """Fill ``.grad`` and gather the tangents of what was filled in."""
-        g = gradient(loss, self._params, graph=True)
-        for block, stale in zip(self._blocks, self._split(self._gradients.add(g)), strict=True):
+        g = gradient(loss, [*self._params, *self._in_loss.tensors], graph=True)
+        own, beside = g[: len(self._params)], g[len(self._params) :]
+        if first:
+            self._in_loss.check_read(beside)
+        for block, stale in zip(self._blocks, self._split(self._gradients.add(own)), strict=True):
             block.begin(stale)
         m = len(self.coordinates)
         for row in range(m):
             z = [view for block in self._blocks for view in block.along(row)]
-            found = product(g, self._params, z, last=row == m - 1)
+            found = product(g, self._params, [*z, *self._in_loss.along(row)], last=row == m - 1)
             for block, parts in zip(self._blocks, self._split(found), strict=True):
                 block.gather(row, parts)
 
@@ -308,9 +315,11 @@ class ForwardTuner:
         total = torch.zeros(len(self.coordinates), dtype=torch.double)
         for block, own in zip(self._blocks, self._split(e), strict=True):
             total += block.dotted(own).cpu()
+        self._in_loss.add_direct(total, e[len(self._params) :])
         return total.tolist()
 
     def _move(self, by: Sequence[float]) -> None:
+        self._in_loss.move(by)
         for coordinate, step in zip(self.coordinates, by, strict=True):
             for number in coordinate.groups:
                 value = self._value(coordinate, number)
@@ -329,7 +338,7 @@ class ForwardTuner:
         """Put the last good weights back and lower the tuned learning rates."""
         rates = [c for c in self.coordinates if c.option == "lr"]
         before = self.get_last_lr()
-        self._move([_back_off(c) if c in rates else 0.0 for c in self.coordinates])
+        self._move([-c.back_off if c in rates else 0.0 for c in self.coordinates])
         if self.get_last_lr() == before:
             raise TrainingError(
                 f"Training diverged ({why}), and no tuned learning rate can go down further, got "
@@ -349,7 +358,8 @@ class ForwardTuner:
         gradients = {} if h is None else {
             c.name: part for c, part in zip(self.coordinates, h, strict=True)
         }  # fmt: skip
-        values = {c.name: self._value(c, c.groups[0]) for c in self.coordinates}
+        values = {c.name: self._value(c, c.groups[0]) for c in self.coordinates if c.groups}
+        values |= self._in_loss.values()
         self.history.append(Move(self.steps, gradients, values, restored=h is None, loss=loss))
 
     def _split(self, parts: Sequence[Any]) -> list[Sequence[Any]]:
@@ -375,11 +385,6 @@ def check_numbers(
     for name, value in (("clip", clip), ("trust", trust), ("explosion", explosion)):
         if not 0 < value <= math.inf:
             raise TrainingError(f"{name} must be a positive number, got {value}.")
-
-
-def _back_off(coordinate: Coordinate) -> float:
-    dimension = coordinate.dimension
-    return -BACK_OFF if dimension.log else -2.5
 
 
 def _check_processes() -> None:

@@ -32,9 +32,9 @@ class Gradients:
         self._marks: list[_Mark | None] = [None] * len(params)
         self._fresh = False
 
-    def check_leaves(self, loss: Tensor) -> None:
-        """Raise a TrainingError where ``loss.backward()`` would fill more than these gradients."""
-        if others := outsiders(loss, self._params):
+    def check_leaves(self, loss: Tensor, known: Sequence[Tensor]) -> None:
+        """Raise a TrainingError where the loss has leaves beside the parameters and ``known``."""
+        if others := outsiders(loss, [*self._params, *known]):
             raise TrainingError(
                 f"backward() fills the gradients of the optimizer's parameters only, but the loss "
                 f"depends on {len(others)} more tensors that require a gradient, of shapes "

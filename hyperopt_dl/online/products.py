@@ -55,13 +55,19 @@ def gradient(loss: Tensor, params: Sequence[Tensor], *, graph: bool) -> Parts:
     return found
 
 
-def product(g: Parts, params: Sequence[Tensor], z: Sequence[Tensor], *, last: bool) -> Parts:
+def product(g: Parts, params: Sequence[Tensor], z: Sequence[Tensor | None], *, last: bool) -> Parts:
     """Return H z from the graph of g, which is freed with the ``last`` one.
+
+    g and z may go on beyond the parameters: H then has columns for what L depends on beside them.
 
     Raises:
         TrainingError: An operation in the model can be differentiated only once.
     """
-    pairs = [(a, b) for a, b in zip(g, z, strict=True) if a is not None and a.requires_grad]
+    pairs = [
+        (a, b)
+        for a, b in zip(g, z, strict=True)
+        if a is not None and b is not None and a.requires_grad
+    ]
     if not pairs:  # the loss is linear
         return (None,) * len(g)
     outputs, along = zip(*pairs, strict=True)
