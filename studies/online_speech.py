@@ -1,6 +1,6 @@
 """Learning rate, momentum and the weight of a second task, tuned while a network learns phones.
 
-    python studies/online_speech.py            3 seeds, some ten minutes on one core
+    python studies/online_speech.py            3 seeds, some nine CPU minutes
     python studies/online_speech.py --smoke    few steps on a few frames; made-up ones for want
                                                of espeak-ng
 
@@ -235,7 +235,10 @@ def main() -> None:
 
 
 def report(rows: dict[str, list[Row]]) -> None:
-    print("\n| method | test accuracy, mean (range) | validation | trainings | CPU s | the last |")
+    head = (
+        "method | test accuracy, mean (range) | validation | trainings | CPU s | last lr momentum ρ"
+    )
+    print(f"\n| {head} |")
     print("|---|---|---|---|---|---|")
     for name, own in rows.items():
         test = [row.run.test for row in own]
