@@ -36,10 +36,10 @@ from torch.nn import functional
 
 import hyperopt_dl as hd
 from hyperopt_dl.seeds import derive
-from studies.curves import over_seeds, picture
+from studies.shared.curves import over_seeds, picture
 from studies.data import fashion_mnist
-from studies.record import Record
-from studies.unranked import Unranked, UnrankedTelescoping
+from studies.shared.record import Record
+from studies.shared.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping of a learning rate study.")
 parser.add_argument("--data", type=Path, help="folder with the four .gz files of Fashion-MNIST")

@@ -30,9 +30,9 @@ from rich.table import Table
 from torch import Tensor
 
 import hyperopt_dl as hd
-from studies.curves import over_seeds, picture
-from studies.record import Record
-from studies.unranked import Unranked, UnrankedTelescoping
+from studies.shared.curves import over_seeds, picture
+from studies.shared.record import Record
+from studies.shared.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping over the steps of an ODE solver.")
 parser.add_argument("--seeds", type=int, default=3, help="how many")

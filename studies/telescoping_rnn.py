@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import hyperopt_dl as hd
-from studies.curves import over_seeds, picture
+from studies.shared.curves import over_seeds, picture
 from studies.data import fashion_mnist
-from studies.record import Record
-from studies.unranked import Unranked, UnrankedTelescoping
+from studies.shared.record import Record
+from studies.shared.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping through the length of a sequence.")
 parser.add_argument("--data", type=Path, help="folder with the four .gz files of Fashion-MNIST")

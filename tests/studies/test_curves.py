@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from studies.curves import Point, over_seeds, picture
+from studies.shared.curves import Point, over_seeds, picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 

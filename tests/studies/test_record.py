@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from studies.record import Record
+from studies.shared.record import Record
 
 
 def test_a_result_is_computed_once_and_kept_for_the_next_process(tmp_path: Path) -> None:

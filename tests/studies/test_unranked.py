@@ -8,7 +8,7 @@ from torch import nn
 
 import hyperopt_dl as hd
 from hyperopt_dl.hypergrad.estimator import Learner
-from studies.unranked import Unranked, UnrankedTelescoping
+from studies.shared.unranked import Unranked, UnrankedTelescoping
 
 TRAINING = hd.Supervised(
     model=nn.Linear(2, 2),
