@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import hyperopt_dl as hd
-from studies.shared.curves import over_seeds, picture
 from studies.data import fashion_mnist
+from studies.shared.curves import over_seeds, picture
 from studies.shared.record import Record
 from studies.shared.unranked import Unranked, UnrankedTelescoping
 
