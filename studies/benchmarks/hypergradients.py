@@ -55,8 +55,8 @@ from torch.utils._pytree import tree_map
 
 import hyperopt_dl as hd
 from hyperopt_dl.hypergrad import Estimator, Forward, Reverse, hypergradient
-from studies.benchmarks.hypergradient_work import BATCHES, EPS, NETS, VALUES, Gradient, Work
 from studies.data import fashion_mnist
+from studies.shared.hypergradient_work import BATCHES, EPS, NETS, VALUES, Gradient, Work
 
 parser = argparse.ArgumentParser(description="Time hypergradients, against training and peers.")
 parser.add_argument("--smoke", action="store_true", help="see that it works: a few steps only")
@@ -298,9 +298,14 @@ FORWARD = [name for name in CONTESTANTS if name.startswith(("Forward", "torch.fu
 
 
 def contestants(name: str) -> dict[str, Callable[[Work], Gradient]]:
-    """Return who takes part in a work: forward mode is not for thousands of hyperparameters."""
-    weighted = "w" in VALUES[name]
-    chosen = {who: run for who, run in CONTESTANTS.items() if not (weighted and who in FORWARD)}
+    """Return who takes part in a work.
+
+    Forward mode is not for thousands of hyperparameters, and ``torch.func.jvp`` not for the larger
+    networks: it takes neither modules that write into their buffers nor every operator.
+    """
+    absent = set(FORWARD) if "w" in VALUES[name] else set()
+    absent |= {"torch.func.jvp"} if name in NETS else set()
+    chosen = {who: run for who, run in CONTESTANTS.items() if who not in absent}
     if options.contestants:
         chosen = {who: run for who, run in chosen.items() if who in options.contestants}
     return chosen
