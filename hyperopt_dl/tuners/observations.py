@@ -42,18 +42,6 @@ class Observations:
             feasible &= values <= 0
         return feasible
 
-    def first(self, n: int) -> "Observations":
-        """Return what was known of losses when n of them were."""
-        return Observations(
-            self.x[:n],
-            self.losses[:n],
-            {name: values[:n] for name, values in self.constraints.items()},
-            self.failed,
-            self.pending,
-            self.gradients[:n],
-            self.unusable,
-        )
-
 
 def observe(
     trials: Iterable[FrozenTrial], cube: Cube, *, sign: float, running: Collection[int]
