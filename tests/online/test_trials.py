@@ -258,7 +258,7 @@ def test_a_history_outlives_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_run_the_trials_that_serial_runs() -> None:
-    assert shown(study_of(Processes(devices=["cpu"], per_device=1))) == shown(study_of())
+    assert shown(study_of(Processes(devices=["cpu"], threads_per_worker=1))) == shown(study_of())
 
 
 def test_a_pruner_ends_a_run_between_two_reports() -> None:

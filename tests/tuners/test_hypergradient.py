@@ -367,7 +367,7 @@ class Away:
 @pytest.mark.slow
 def test_workers_run_the_estimator_and_every_trial_is_in_a_chain() -> None:
     study = hd.Study(MIXED, tuner=hd.Hypergradient(Away(), lr=0.02, chains=2), seed=0)
-    processes = hd.executors.Processes(devices="cpu", per_device=2)
+    processes = hd.executors.Processes(devices="cpu", per_device=2, threads_per_worker=1)
     study.optimize(PROBLEM, n_trials=8, executor=processes, progress=False)
     for trial in study.trials:
         value, gradient = bowl(PROBLEM, trial.params, seed=0, device="cpu")

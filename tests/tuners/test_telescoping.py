@@ -234,7 +234,7 @@ def test_no_worker_is_waited_for_that_has_nothing_to_do(monkeypatch: pytest.Monk
 def test_processes_calibrate_draw_and_close() -> None:
     tuner = hd.Hypergradient(Telescoping(), lr=0.02, chains=2)
     study = hd.Study(SPACE, tuner=tuner, seed=0)
-    executor = hd.executors.Processes(devices=["cpu"], per_device=2)
+    executor = hd.executors.Processes(devices=["cpu"], per_device=2, threads_per_worker=1)
     study.optimize(PROBLEM, n_trials=8, executor=executor, progress=False)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 10
     assert kinds(study)[:2] == ["calibrate", "calibrate"]
