@@ -41,6 +41,7 @@ TUNERS: dict[str, Callable[[torch.optim.Optimizer], Tuner]] = {
     "none": lambda _: None,
     "ForwardTuner": lambda o: hd.online.ForwardTuner(o, {"lr": LR}),
     "ForwardTuner, discount 0.99": lambda o: hd.online.ForwardTuner(o, {"lr": LR}, discount=0.99),
+    "ForwardTuner, adaptive": lambda o: hd.online.ForwardTuner(o, {"lr": LR}, discount="adaptive"),
     "ForwardTuner, discount 0": lambda o: hd.online.ForwardTuner(o, {"lr": LR}, discount=0.0),
     "HypergradientDescent": hd.online.HypergradientDescent,
     "DeltaBarDelta": lambda o: hd.online.DeltaBarDelta(o, kappa=o.param_groups[0]["lr"] / 100),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.tangents import Seeds, Step
+from hyperopt_dl.online.discount import Factor
 from hyperopt_dl.online.rules import Rule
 
 
@@ -98,7 +99,7 @@ class Block:
         state: Mapping[Tensor, Mapping[str, Any]],
         options: Mapping[str, Any],
         seeds: Seeds,
-        discount: float,
+        discount: Factor,
     ) -> None:
         """Carry the tangents through one step of the optimizer, which has not been made yet.
 
@@ -110,7 +111,8 @@ class Block:
         """
         names = self._rule.slots(options)
         has_decay = options["weight_decay"] != 0 or "weight_decay" in seeds
-        if discount == 0:
+        has_past = not _is_zero(discount)
+        if not has_past:
             self.dot.clear()
         for run in self._runs(state):
             columns = slice(run.begin, run.end)
@@ -131,7 +133,7 @@ class Block:
                 seeds=seeds,
             )
             after = self._rule.advance(before, step)
-            self._put(after if discount else {"x": after["x"]}, columns)
+            self._put(after if has_past else {"x": after["x"]}, columns)
         if "x" not in self.dot:
             self.dot["x"] = torch.zeros_like(self.g_dot)
 
@@ -159,13 +161,15 @@ class Block:
         ]
         return torch.cat(pieces) if pieces else self.g_dot.new_zeros(0)
 
-    def _before(self, name: str, columns: slice, discount: float) -> Tensor:
-        if discount and name not in self.dot:
+    def _before(self, name: str, columns: slice, discount: Factor) -> Tensor:
+        if not _is_zero(discount) and name not in self.dot:
             self.dot[name] = torch.zeros_like(self.g_dot)
         return self._damped(self.dot.get(name, self.g_dot)[:, columns], discount)
 
-    def _damped(self, dot: Tensor, discount: float) -> Tensor:
+    def _damped(self, dot: Tensor, discount: Factor) -> Tensor:
         """Return ``discount * dot``; both extremes cost nothing."""
+        if isinstance(discount, Tensor):
+            return discount.to(dot) * dot
         if discount == 0:
             return self._zero
         return dot if discount == 1 else discount * dot
@@ -190,6 +194,10 @@ class Block:
                 last = rest[-1] if rest else first
                 begin = ends[first] - self._sizes[first]
                 yield Run(begin, ends[last], self.params[first : last + 1], made + 1)
+
+
+def _is_zero(discount: Factor) -> bool:
+    return not isinstance(discount, Tensor) and discount == 0
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

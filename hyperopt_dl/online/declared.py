@@ -41,7 +41,7 @@ class Forward:
             ``groups`` takes, the next ones are those of the patterns, in order. They start at the
             values of the training's optimizer.
         hyper_lr: As for `ForwardTuner`, or the name of a hyperparameter; so are the other numbers.
-        discount: As for `ForwardTuner`.
+        discount: As for `ForwardTuner`; "adaptive" is no name.
         clip: As for `ForwardTuner`.
         trust: As for `ForwardTuner`.
         explosion: As for `ForwardTuner`.
@@ -71,7 +71,7 @@ class Forward:
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that the settings name."""
-        return names_in(self._settings().values())
+        return names_in(value for value in self._settings().values() if value != "adaptive")
 
     def check(self, training: Supervised) -> None:
         """Raise unless this can tune the training's optimizer, and moves at least once."""
@@ -176,8 +176,16 @@ class Descent:
 
 def _constants(settings: Mapping[str, Setting], *, default: float) -> dict[str, Any]:
     """Return settings with a number that can be in the place of each name."""
-    return {n: default if isinstance(value, str) else value for n, value in settings.items()}
+    named = {name: default for name, value in settings.items() if _is_name(value)}
+    return {**settings, **named}
 
 
 def _values(settings: Mapping[str, Setting], hparams: HParams) -> dict[str, Any]:
-    return {name: float(evaluate(name, value, hparams, 0)) for name, value in settings.items()}
+    return {
+        name: value if value == "adaptive" else float(evaluate(name, value, hparams, 0))
+        for name, value in settings.items()
+    }
+
+
+def _is_name(setting: Setting) -> bool:
+    return isinstance(setting, str) and setting != "adaptive"

@@ -18,6 +18,7 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.block import Block
 from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, write
+from hyperopt_dl.online.discount import Discount, Discounts, check_discount
 from hyperopt_dl.online.divergence import DEAD, alive, chaotic, exploded
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
@@ -62,7 +63,7 @@ class ForwardTuner:
             interval.
         discount: What the tangents are multiplied with at each step: 1 is the derivative of the
             whole run (RTHO), 0 that of the last step alone, without second derivatives; between
-            them is the damped recursion of MARTHE (Donini et al. 2020).
+            them is that of MARTHE (Donini et al. 2020), ``"adaptive"`` for learning rates.
         in_loss: By name, 0-dim tensors that the training loss reads, such as the weight of a term.
         clip: The largest norm of a hypergradient that counts.
         trust: The longest move of a coordinate.
@@ -99,7 +100,7 @@ class ForwardTuner:
         optimizer: torch.optim.Optimizer,
         tune: Mapping[str, Float],
         hyper_lr: float = 0.1,
-        discount: float = 1.0,
+        discount: Discount = 1.0,
         *,
         in_loss: Mapping[str, Tensor] | None = None,
         clip: float = 1.0,
@@ -114,6 +115,7 @@ class ForwardTuner:
         self.coordinates = coordinates_of(tune, optimizer, self._rule, in_loss or {})
         self._in_loss = InLoss(self.coordinates, in_loss or {})
         self.hyper_lr, self.discount = hyper_lr, discount
+        self._discounts = Discounts(discount, self.coordinates)
         self._clip, self._trust, self._explosion = clip, trust, explosion
         self.steps = 0
         self.history: list[Move] = []
@@ -172,7 +174,7 @@ class ForwardTuner:
             rates += block.gathered_along(own).cpu()
         norm = torch.nn.utils.get_total_norm([part for part in parts if part is not None])
         scale = (max_norm / (norm + eps)).clamp(max=1.0)
-        if scale < 1 and self.discount > 0:
+        if scale < 1 and self.discount != 0:
             for block in self._blocks:
                 block.clip(rates / float(norm), norm, scale, eps)
         torch.nn.utils.clip_grads_with_norm_(self._params, max_norm, norm)
@@ -203,6 +205,7 @@ class ForwardTuner:
             )
             self._move(by)
             self._good, self._fell = taken(self.optimizer), False
+        self._discounts.adapt(self._split(e[: len(self._params)]), self.get_last_lr())
         self._record(h, value)
 
     def get_last_lr(self) -> list[float]:
@@ -225,6 +228,7 @@ class ForwardTuner:
             "since_reset": self._since_reset,
             "tangents": [dict(block.dot) for block in self._blocks],
             "moments": tuple(self._moments),
+            "discounts": list(self._discounts.state),
             "scales": list(self._rates.scales),
             "in_loss": self._in_loss.values(),
             "first": (self._first_loss, self._first_alive),
@@ -251,6 +255,7 @@ class ForwardTuner:
         self._first_loss, self._first_alive = state["first"]
         self._rates.scales = list(state["scales"])
         self._in_loss.load(state["in_loss"])
+        self._discounts.state = list(state["discounts"])
         self._moments, self.history = Moments(*state["moments"]), unpacked(state["history"])
         for block, tangents in zip(self._blocks, state["tangents"], strict=True):
             block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
@@ -287,12 +292,13 @@ class ForwardTuner:
         grads = [param.grad for group in groups for param in group["params"]]
         if all(grad is None for grad in grads):
             return
-        if self.discount > 0:  # the tangents of one step are right for any gradient
+        if self.discount != 0:  # the tangents of one step are right for any gradient
             self._gradients.check(grads)
+        self._discounts.see([[param.grad for param in block.params] for block in self._blocks])
         for number, (group, block) in enumerate(zip(groups, self._blocks, strict=True)):
             seeds = self._seeds(number)
             options = {**options_of(group), "lr": self._rates.last()[number]}
-            block.advance(self.optimizer.state, options, seeds, self.discount)
+            block.advance(self.optimizer.state, options, seeds, self._discounts.factor)
         self._since_reset += 1
 
     def _seeds(self, number: int) -> dict[str, list[tuple[int, float]]]:
@@ -351,6 +357,7 @@ class ForwardTuner:
         self._gradients.mark()
         for block in self._blocks:
             block.reset()
+        self._discounts.reset()
         self._moments, self._since_reset = at_rest(len(self.coordinates)), 0
         self._record(None, loss)
 
@@ -373,15 +380,12 @@ class ForwardTuner:
 
 
 def check_numbers(
-    hyper_lr: float, discount: float, clip: float, trust: float, explosion: float
+    hyper_lr: float, discount: Discount, clip: float, trust: float, explosion: float
 ) -> None:
     """Raise a TrainingError unless these can be arguments of `ForwardTuner`."""
     if not 0 <= hyper_lr < math.inf:
         raise TrainingError(f"hyper_lr must be a number >= 0, got {hyper_lr}. Try 0.1.")
-    if not (isinstance(discount, int | float) and 0 <= discount <= 1):
-        raise TrainingError(
-            f"discount must be a number from 0 (one step) to 1 (the whole run), got {discount!r}."
-        )
+    check_discount(discount)
     for name, value in (("clip", clip), ("trust", trust), ("explosion", explosion)):
         if not 0 < value <= math.inf:
             raise TrainingError(f"{name} must be a positive number, got {value}.")

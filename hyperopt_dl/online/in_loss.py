@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.coordinates import Coordinate
+from hyperopt_dl.online.discount import Discount
 
 
 class InLoss:
@@ -78,7 +79,7 @@ class InLoss:
 
 
 def check_in_loss(
-    tensors: Mapping[str, Tensor], tune: Mapping[str, object], discount: float
+    tensors: Mapping[str, Tensor], tune: Mapping[str, object], discount: Discount
 ) -> None:
     """Raise a TrainingError unless each is a trainable number that ``tune`` names.
 

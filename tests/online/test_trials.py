@@ -150,6 +150,10 @@ BY_HAND: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         Forward(TUNE, hyper_lr="rate", discount="discount", every=3),
         lambda optimizer: ForwardTuner(optimizer, TUNE, hyper_lr=0.3, discount=0.9),
     ),
+    "Forward, adaptive": (
+        Forward({"lr": LR}, hyper_lr="rate", discount="adaptive", every=3),
+        lambda optimizer: ForwardTuner(optimizer, {"lr": LR}, hyper_lr=0.3, discount="adaptive"),
+    ),
     "Descent": (
         Descent(hyper_lr="rate"),
         lambda optimizer: HypergradientDescent(optimizer, hyper_lr=0.3),

@@ -169,7 +169,7 @@ def test_a_beta_stays_below_1() -> None:
     [
         ({"hyper_lr": -1.0}, "hyper_lr"),
         ({"discount": 1.1}, "discount"),
-        ({"discount": "adaptive"}, "discount must be a number"),
+        ({"discount": "adapted"}, "discount must be a number"),
         ({"clip": 0.0}, "clip"),
         ({"trust": -1.0}, "trust"),
     ],
