@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.space import Dimension
+from hyperopt_dl.space.bounds import bounds
 from hyperopt_dl.training import HParams
 
 
@@ -40,6 +42,19 @@ class InitScale:
     def names(self) -> frozenset[str]:
         """The hyperparameters that it reads."""
         return frozenset(self._scales.values())
+
+    def check_space(self, space: Mapping[str, Dimension]) -> None:
+        """Check that every hyperparameter that it reads is a number.
+
+        Raises:
+            TrainingError: One is not.
+        """
+        for name in sorted(self.names):
+            if bounds(space[name]) is None:
+                raise TrainingError(
+                    f"init_scale needs hyperparameters that are one number, got {name!r} in "
+                    f"{space[name]!r}. Use a Float; for one scale a layer give init_scale patterns."
+                )
 
     def __call__(
         self, params: Tensor, layout: tuple[tuple[str, int], ...], hparams: HParams

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.space import Array, Dimension
 from hyperopt_dl.training import HParams
 
 Loss: TypeAlias = Callable[..., Tensor]
@@ -62,6 +63,19 @@ def weights_of(name: str, hparams: HParams, size: int) -> Tensor:
             f"examples, got {got}."
         )
     return weights
+
+
+def check_weights(name: str, dimension: Dimension, size: int) -> None:
+    """Check that a dimension has one entry for each of ``size`` examples.
+
+    Raises:
+        TrainingError: It is no Array of that shape.
+    """
+    if not isinstance(dimension, Array) or dimension.shape != (size,):
+        raise TrainingError(
+            f"weights={name!r} must name an Array with one entry for each of the {size} training "
+            f"examples, of shape ({size},), got {dimension!r}. Write {name}=Array({size}, low=0.0)."
+        )
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Letters: t the step; p the number of trainable parameters; N the number of train
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,8 +19,11 @@ from hyperopt_dl.init_scale import InitScale
 from hyperopt_dl.network import Network, Reads, Weights
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.options import Value
+from hyperopt_dl.optimizers.ranges import check_ranges
 from hyperopt_dl.optimizers.resolve import resolve
 from hyperopt_dl.seeds import derive, seeded
+from hyperopt_dl.space import Dimension
+from hyperopt_dl.supervised_arguments import checked_online, described, positive, steps_of
 from hyperopt_dl.training import NOT_REPLAYED, HParams, Online, State
 
 KEPT_NETWORKS = 8
@@ -113,7 +115,7 @@ class Supervised:
         if isinstance(optimizer, type) or not isinstance(optimizer, Optimizer):
             raise TrainingError(
                 f"optimizer must be a twin such as hyperopt_dl.optimizers.SGD(lr='lr'), got "
-                f"{_kind(optimizer)}. torch.optim writes in place and cannot be replayed."
+                f"{described(optimizer)}. torch.optim writes in place and cannot be replayed."
             )
         if not (weights is None or isinstance(weights, str)):
             raise TrainingError(
@@ -138,13 +140,13 @@ class Supervised:
         self._loss = losses.with_hparams(losses.per_example(loss) if weights else loss)
         self._validation_loss = losses.with_hparams(validation_loss or loss)
         self._metrics = dict(metrics or {})
-        self._evaluation_batch_size = _positive("evaluation_batch_size", evaluation_batch_size)
+        self._evaluation_batch_size = positive("evaluation_batch_size", evaluation_batch_size)
         self._train = Batches(train, name="train", batch_size=batch_size, drop_last=drop_last)
-        looked_at = None if online is None else _checked(online).batch_size
+        looked_at = None if online is None else checked_online(online).batch_size
         self._validation = Batches(validation, name="validation", batch_size=looked_at)
         self._test = None if test is None else Batches(test, name="test")
-        self.steps = _steps(steps, epochs, self._train.steps_per_epoch)
-        self.report_every = _positive(
+        self.steps = steps_of(steps, epochs, self._train.steps_per_epoch)
+        self.report_every = positive(
             "report_every", max(1, self.steps // 10) if report_every is None else report_every
         )
         self.early_stopping = early_stopping
@@ -168,6 +170,23 @@ class Supervised:
         named = {self._weights} if self._weights else frozenset()
         tuned = frozenset() if self.online is None else self.online.names()
         return self.optimizer.names() | named | self._init_scale.names | tuned
+
+    def check_space(self, space: Mapping[str, Dimension]) -> None:
+        """Check that what this names can be used for what it is named for.
+
+        Args:
+            space: A dimension for each name in ``hparams``.
+
+        Raises:
+            TrainingError: A dimension has values out of range, is not one number, or is no Array
+                of the shape that is needed.
+        """
+        check_ranges(self.optimizer, space, self.steps)
+        self._init_scale.check_space(space)
+        if self._weights is not None:
+            losses.check_weights(self._weights, space[self._weights], self._train.size)
+        if self.online is not None:
+            self.online.check_space(space)
 
     @property
     def in_memory(self) -> bool:
@@ -357,35 +376,6 @@ def unpack(state: State) -> Weights:
         {n.removeprefix(FROZEN): v for n, v in state.items() if n.startswith(FROZEN)},
         {n.removeprefix(BUFFER): v for n, v in state.items() if n.startswith(BUFFER)},
     )
-
-
-def _steps(steps: int | None, epochs: int | None, steps_per_epoch: int) -> int:
-    if (steps is None) == (epochs is None):
-        raise TrainingError(
-            f"Supervised needs the length of a run: either steps or epochs, got steps={steps} and "
-            f"epochs={epochs}."
-        )
-    if steps is not None:
-        return _positive("steps", steps)
-    return _positive("epochs", epochs) * steps_per_epoch
-
-
-def _positive(name: str, count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise TrainingError(f"{name} must be a whole number of at least 1, got {count!r}.")
-    return int(count)
-
-
-def _checked(online: object) -> Online:
-    if isinstance(online, type) or not isinstance(online, Online):
-        raise TrainingError(
-            f"online must be an object such as hyperopt_dl.online.Forward(tune), got {online!r}."
-        )
-    return online
-
-
-def _kind(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _scalar(loss: Tensor) -> Tensor:

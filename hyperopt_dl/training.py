@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from hyperopt_dl.space import Dimension
+
 State: TypeAlias = dict[str, Tensor]
 """What a run carries from one step to the next: parameters, optimizer slots, buffers, its seed."""
 
@@ -37,7 +39,10 @@ class Training(Protocol):
     * ``test_metrics(state, hparams) -> dict[str, float]``: computed once, when a trial ends;
     * ``report_every: int``: after how many steps the loss is reported (for pruners);
     * ``early_stopping: EarlyStopping``: when to end before ``steps``;
-    * ``online: Online``: what moves the optimizer's options while a trial runs.
+    * ``online: Online``: what moves the optimizer's options while a trial runs;
+    * ``hparams: frozenset[str]``: the hyperparameters that it names, which a space must have;
+    * ``check_space(space)``: raise a ``TrainingError`` unless the dimensions of a space, which has
+      all of ``hparams``, can be what they are named for. A study calls it before the first trial.
     """
 
     @property
@@ -67,6 +72,9 @@ class Online(Protocol):
 
     def check(self, training: Any) -> None:
         """Raise a ``TrainingError`` unless it can be a part of this training."""
+
+    def check_space(self, space: Mapping[str, Dimension]) -> None:
+        """Raise a ``TrainingError`` unless the dimensions that it names can be its settings."""
 
     def start(
         self, training: Any, hparams: HParams, *, seed: int, device: torch.device | str

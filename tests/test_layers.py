@@ -18,6 +18,7 @@ ROOMS = [
     {"space"},
     {"training", "early_stopping"},
     {"batches", "init_scale", "network", "losses", "optimizers"},
+    {"supervised_arguments"},
     {"supervised"},
     {"hypergrad", "gp"},
     {"tuners", "online"},

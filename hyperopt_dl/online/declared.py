@@ -7,7 +7,7 @@ As in an optimizer's twin, a number is a constant and a string names a hyperpara
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -24,7 +24,8 @@ from hyperopt_dl.online.run import OnlineRun
 from hyperopt_dl.online.torch_twin import kind_of
 from hyperopt_dl.optimizers.options import names_in
 from hyperopt_dl.optimizers.resolve import evaluate
-from hyperopt_dl.space import Float
+from hyperopt_dl.space import Dimension, Float
+from hyperopt_dl.space.bounds import bounds
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import HParams
 
@@ -83,6 +84,10 @@ class Forward:
                 f"every must be at most the {training.steps} steps of the training, got "
                 f"{self.every}: the rates would never move."
             )
+
+    def check_space(self, space: Mapping[str, Dimension]) -> None:
+        """Raise unless the dimensions of the names can be the settings, with all their values."""
+        _check_bounds(self, self._settings(), space)
 
     def start(
         self, training: Supervised, hparams: HParams, *, seed: int, device: torch.device | str
@@ -149,6 +154,10 @@ class Descent:
         """Raise unless this can tune the training's optimizer."""
         check_family(kind_of(training.optimizer))
 
+    def check_space(self, space: Mapping[str, Dimension]) -> None:
+        """Raise unless the dimensions of the names can be the settings, with all their values."""
+        _check_bounds(self, {"hyper_lr": self.hyper_lr}, space)
+
     def start(
         self, training: Supervised, hparams: HParams, *, seed: int, device: torch.device | str
     ) -> OnlineRun[HypergradientDescent]:
@@ -178,6 +187,27 @@ def _constants(settings: Mapping[str, Setting], *, default: float) -> dict[str, 
     """Return settings with a number that can be in the place of each name."""
     named = {name: default for name, value in settings.items() if _is_name(value)}
     return {**settings, **named}
+
+
+def _check_bounds(
+    declared: Forward | Descent, settings: Mapping[str, Setting], space: Mapping[str, Dimension]
+) -> None:
+    """Make the declaration with the least and the greatest value of each name, which checks it."""
+    named = {setting: str(name) for setting, name in settings.items() if _is_name(name)}
+    for setting, name in named.items():
+        try:
+            for bound in _bounds(setting, space[name]):
+                changed: dict[str, Any] = {setting: bound}
+                replace(declared, **changed)
+        except TrainingError as error:
+            raise TrainingError(f"The space has {name}={space[name]!r}: {error}") from error
+
+
+def _bounds(setting: str, dimension: Dimension) -> tuple[float, float]:
+    found = bounds(dimension)
+    if found is None:
+        raise TrainingError(f"{setting} must be one number. Use a Float.")
+    return found
 
 
 def _values(settings: Mapping[str, Setting], hparams: HParams) -> dict[str, Any]:

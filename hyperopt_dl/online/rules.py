@@ -8,7 +8,7 @@ import torch
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.tangents import Advance, adagrad, adam, rmsprop, sgd
-from hyperopt_dl.optimizers.options import FINITE, FRACTION, NON_NEGATIVE, Interval
+from hyperopt_dl.optimizers.options import FINITE, FRACTION, MOMENTUM, NON_NEGATIVE, Interval
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ _RULES: Mapping[type[torch.optim.Optimizer], Rule] = {
         lambda o: ("momentum_buffer",) if o["momentum"] else (),
         {
             "lr": NON_NEGATIVE,
-            "momentum": NON_NEGATIVE,
+            "momentum": MOMENTUM,
             "dampening": FINITE,
             "weight_decay": NON_NEGATIVE,
         },
@@ -62,7 +62,7 @@ _RULES: Mapping[type[torch.optim.Optimizer], Rule] = {
             "alpha": FRACTION,
             "eps": NON_NEGATIVE,
             "weight_decay": NON_NEGATIVE,
-            "momentum": NON_NEGATIVE,
+            "momentum": MOMENTUM,
         },
     ),
     torch.optim.Adagrad: Rule(

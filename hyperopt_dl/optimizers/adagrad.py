@@ -13,7 +13,7 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.optimizers.combinations import add_quotient
 from hyperopt_dl.optimizers.flat_sqrt import flat_sqrt
 from hyperopt_dl.optimizers.groups import NO_GROUPS, GroupsLike, check_all, names_of
-from hyperopt_dl.optimizers.options import NON_NEGATIVE, Option, Value, check_option
+from hyperopt_dl.optimizers.options import NON_NEGATIVE, Interval, Option, Value, check_option
 from hyperopt_dl.optimizers.schedule import Schedule
 from hyperopt_dl.optimizers.weight_decay import penalised
 
@@ -69,6 +69,10 @@ class Adagrad:
             "weight_decay": self.weight_decay,
             "eps": self.eps,
         }
+
+    def intervals(self) -> Mapping[str, Interval]:
+        """Where each option must lie."""
+        return _INTERVALS
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that options and groups name."""

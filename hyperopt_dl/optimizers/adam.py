@@ -20,6 +20,7 @@ from hyperopt_dl.optimizers.groups import NO_GROUPS, GroupsLike, check_all, name
 from hyperopt_dl.optimizers.options import (
     FRACTION,
     NON_NEGATIVE,
+    Interval,
     Option,
     Value,
     is_zero,
@@ -71,6 +72,10 @@ class Adam:
         """The numeric options, as given; ``betas`` are ``beta1`` and ``beta2``."""
         return _options(self.lr, self.betas, self.eps, self.weight_decay)
 
+    def intervals(self) -> Mapping[str, Interval]:
+        """Where each option must lie."""
+        return _INTERVALS
+
     def names(self) -> frozenset[str]:
         """The hyperparameters that options and groups name."""
         return names_of(self.options(), self.groups)
@@ -121,6 +126,10 @@ class AdamW:
     def options(self) -> dict[str, Option]:
         """The numeric options, as given; ``betas`` are ``beta1`` and ``beta2``."""
         return _options(self.lr, self.betas, self.eps, self.weight_decay)
+
+    def intervals(self) -> Mapping[str, Interval]:
+        """Where each option must lie."""
+        return _INTERVALS
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that options and groups name."""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.optimizers.groups import GroupsLike
-from hyperopt_dl.optimizers.optimizer import Optimizer
+from hyperopt_dl.optimizers.optimizer import Optimizer, intervals_of
 from hyperopt_dl.optimizers.options import (
     NON_NEGATIVE,
+    Interval,
     Option,
     Value,
     check_option,
@@ -63,6 +64,10 @@ class ClipNorm:
     def options(self) -> dict[str, Option]:
         """The options of the rule, and ``max_norm``."""
         return {**self.rule.options(), "max_norm": self.max_norm}
+
+    def intervals(self) -> Mapping[str, Interval]:
+        """Where each option of the rule, as far as it says, and ``max_norm`` must lie."""
+        return {**intervals_of(self.rule), "max_norm": NON_NEGATIVE}
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that the rule and ``max_norm`` name."""

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from hyperopt_dl.optimizers.groups import GroupsLike
-from hyperopt_dl.optimizers.options import Option, Value
+from hyperopt_dl.optimizers.options import Interval, Option, Value
 
 
 @runtime_checkable
@@ -21,6 +21,9 @@ class Optimizer(Protocol):
         for t in range(T):
             options = resolve(optimizer, hparams, t, layout, params)
             params, slots = optimizer.update(params, gradient(params), slots, options, t)
+
+    It may also have ``intervals() -> Mapping[str, Interval]``, which says where its options must
+    lie: a study then checks its space against them before the first trial.
     """
 
     @property
@@ -69,3 +72,9 @@ class Optimizer(Protocol):
             memory with an argument.
         """
         ...
+
+
+def intervals_of(optimizer: Optimizer) -> Mapping[str, Interval]:
+    """Where the options of an optimizer must lie, as far as it says."""
+    said: Mapping[str, Interval] = getattr(optimizer, "intervals", dict)()
+    return said

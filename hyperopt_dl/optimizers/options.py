@@ -20,25 +20,31 @@ Value: TypeAlias = float | Tensor
 
 @dataclass(frozen=True)
 class Interval:
-    """The finite numbers ``low <= x < high``."""
+    """The finite numbers ``low <= x < high``, and ``high`` too if it is closed."""
 
     low: float
     high: float
+    closed: bool = False
 
     def __contains__(self, x: float) -> bool:
-        return math.isfinite(x) and self.low <= x < self.high
+        below = x <= self.high if self.closed else x < self.high
+        return math.isfinite(x) and self.low <= x and below
 
     def condition(self, name: str) -> str:
         """The interval as an inequality on ``name``, for messages."""
         if math.isinf(self.low):
             return f"a finite {name}"
         return f"{name} >= {self.low:g}" + (
-            "" if math.isinf(self.high) else f" and {name} < {self.high:g}"
+            ""
+            if math.isinf(self.high)
+            else f" and {name} {'<=' if self.closed else '<'} {self.high:g}"
         )
 
 
 NON_NEGATIVE = Interval(0.0, math.inf)
 FRACTION = Interval(0.0, 1.0)
+MOMENTUM = Interval(0.0, 1.0, closed=True)
+"""Above 1 a buffer grows by itself with every step, whatever the gradients are."""
 FINITE = Interval(-math.inf, math.inf)
 
 

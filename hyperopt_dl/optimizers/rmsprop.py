@@ -18,7 +18,15 @@ from hyperopt_dl.optimizers.combinations import (
 )
 from hyperopt_dl.optimizers.flat_sqrt import flat_sqrt
 from hyperopt_dl.optimizers.groups import NO_GROUPS, GroupsLike, check_all, everywhere, names_of
-from hyperopt_dl.optimizers.options import FRACTION, NON_NEGATIVE, Option, Value, is_zero
+from hyperopt_dl.optimizers.options import (
+    FRACTION,
+    MOMENTUM,
+    NON_NEGATIVE,
+    Interval,
+    Option,
+    Value,
+    is_zero,
+)
 from hyperopt_dl.optimizers.weight_decay import penalised
 
 _INTERVALS = {
@@ -26,7 +34,7 @@ _INTERVALS = {
     "alpha": FRACTION,
     "eps": NON_NEGATIVE,
     "weight_decay": NON_NEGATIVE,
-    "momentum": NON_NEGATIVE,
+    "momentum": MOMENTUM,
 }
 
 
@@ -71,6 +79,10 @@ class RMSprop:
             "weight_decay": self.weight_decay,
             "momentum": self.momentum,
         }
+
+    def intervals(self) -> Mapping[str, Interval]:
+        """Where each option must lie."""
+        return _INTERVALS
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that options and groups name."""

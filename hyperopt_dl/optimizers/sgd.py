@@ -12,12 +12,20 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.optimizers.combinations import add_scaled, scale
 from hyperopt_dl.optimizers.groups import NO_GROUPS, GroupsLike, check_all, everywhere, names_of
-from hyperopt_dl.optimizers.options import FINITE, NON_NEGATIVE, Option, Value, is_zero
+from hyperopt_dl.optimizers.options import (
+    FINITE,
+    MOMENTUM,
+    NON_NEGATIVE,
+    Interval,
+    Option,
+    Value,
+    is_zero,
+)
 from hyperopt_dl.optimizers.weight_decay import penalised
 
 _INTERVALS = {
     "lr": NON_NEGATIVE,
-    "momentum": NON_NEGATIVE,
+    "momentum": MOMENTUM,
     "dampening": FINITE,
     "weight_decay": NON_NEGATIVE,
 }
@@ -70,6 +78,10 @@ class SGD:
             "dampening": self.dampening,
             "weight_decay": self.weight_decay,
         }
+
+    def intervals(self) -> Mapping[str, Interval]:
+        """Where each option must lie."""
+        return _INTERVALS
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that options and groups name."""

@@ -89,6 +89,7 @@ def check_workload(
 
     Raises:
         StudyError: The workload is none, or does not go with the space, tuner and directions.
+        TrainingError: It is a training that cannot use a dimension of the space as it names it.
     """
     if isinstance(workload, type):
         raise StudyError(
@@ -161,6 +162,8 @@ def _check_training(training: Training, space: Space | None, directions: Sequenc
             f"The training names the hyperparameter(s) {missing}, which the space with "
             f"{sorted(space)} does not have. Add them, or use constants."
         )
+    if hasattr(training, "check_space"):
+        training.check_space(space)
 
 
 def _check_differentiated(training: Training, space: Space, tuner: BaseSampler) -> None:

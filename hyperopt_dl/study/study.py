@@ -325,6 +325,7 @@ class Study:
 
         Raises:
             StudyError: The workload, the space and the limits do not go together.
+            TrainingError: A training cannot use a dimension of the space as it names it.
             ExecutorError: The workload cannot reach the workers.
             KeyboardInterrupt: Ctrl-C; trials in flight are FAIL with the failure
                 ``"interrupted"``, and do not count towards ``total_trials``.
