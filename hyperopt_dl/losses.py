@@ -34,6 +34,11 @@ def with_hparams(loss: Loss) -> Loss:
     return loss if takes_hparams(loss) else _Indifferent(loss)
 
 
+def reads_hparams(loss: Loss) -> bool:
+    """Return whether a loss of ``with_hparams`` looks at the hyperparameters."""
+    return not isinstance(loss, _Indifferent)
+
+
 def per_example(loss: Loss) -> Loss:
     """Return ``loss`` without its reduction: one value for each example of the batch.
 

@@ -19,7 +19,7 @@ from hyperopt_dl.init_scale import InitScale
 from hyperopt_dl.network import Network, Reads, Weights
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.options import Value
-from hyperopt_dl.optimizers.ranges import check_ranges
+from hyperopt_dl.optimizers.ranges import check_ranges, factors_read
 from hyperopt_dl.optimizers.resolve import resolve
 from hyperopt_dl.seeds import derive, seeded
 from hyperopt_dl.space import Dimension
@@ -170,6 +170,16 @@ class Supervised:
         named = {self._weights} if self._weights else frozenset()
         tuned = frozenset() if self.online is None else self.online.names()
         return self.optimizer.names() | named | self._init_scale.names | tuned
+
+    @property
+    def reads_more(self) -> bool:
+        """Whether a factory, a loss or a schedule may read what is not in ``hparams``."""
+        return (
+            not isinstance(self._model, nn.Module)
+            or losses.reads_hparams(self._loss)
+            or losses.reads_hparams(self._validation_loss)
+            or factors_read(self.optimizer)
+        )
 
     def check_space(self, space: Mapping[str, Dimension]) -> None:
         """Check that what this names can be used for what it is named for.

@@ -41,6 +41,7 @@ class Training(Protocol):
     * ``early_stopping: EarlyStopping``: when to end before ``steps``;
     * ``online: Online``: what moves the optimizer's options while a trial runs;
     * ``hparams: frozenset[str]``: the hyperparameters that it names, which a space must have;
+    * ``reads_more: bool``: whether it may read others; if not, a study warns of those;
     * ``check_space(space)``: raise a ``TrainingError`` unless the dimensions of a space, which has
       all of ``hparams``, can be what they are named for. A study calls it before the first trial.
     """

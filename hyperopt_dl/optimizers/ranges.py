@@ -4,6 +4,7 @@ t the step, T the number of steps, f the factor of a schedule.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.optimizers.optimizer import Optimizer, intervals_of
@@ -28,11 +29,8 @@ def check_ranges(optimizer: Optimizer, space: Mapping[str, Dimension], steps: in
         TrainingError: A dimension is not one number, or has values outside of its option's
             interval; or a factor fails.
     """
-    kind, intervals = type(optimizer).__name__, intervals_of(optimizer)
-    written = {kind: optimizer.options()} | {
-        f"{kind}.groups[{pattern!r}]": changes for pattern, changes in optimizer.groups.items()
-    }
-    for owner, options in written.items():
+    intervals = intervals_of(optimizer)
+    for owner, options in _written(optimizer).items():
         for name, option in options.items():
             needed = intervals.get(name, FINITE)
             if isinstance(option, Schedule):
@@ -44,6 +42,20 @@ def check_ranges(optimizer: Optimizer, space: Mapping[str, Dimension], steps: in
                         f"{owner} needs {needed.condition(name)}, got the hyperparameter "
                         f"{option!r} in {space[option]!r}. Narrow the dimension."
                     )
+
+
+def factors_read(optimizer: Optimizer) -> bool:
+    """Return whether a schedule of an optimizer has a factor that reads hyperparameters itself."""
+    options = (option for part in _written(optimizer).values() for option in part.values())
+    return any(isinstance(option, Schedule) and option.takes_hparams for option in options)
+
+
+def _written(optimizer: Optimizer) -> dict[str, Mapping[str, Any]]:
+    """Return the options as given, by what has them: the optimizer itself, and its groups."""
+    kind = type(optimizer).__name__
+    return {kind: optimizer.options()} | {
+        f"{kind}.groups[{pattern!r}]": changes for pattern, changes in optimizer.groups.items()
+    }
 
 
 def _numbers(owner: str, name: str, option: str, dimension: Dimension) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """What must hold before trial 0: of a study's arguments, and of what it is asked to run."""
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -164,6 +165,22 @@ def _check_training(training: Training, space: Space | None, directions: Sequenc
         )
     if hasattr(training, "check_space"):
         training.check_space(space)
+    _warn_of_unused(training, space)
+
+
+def _warn_of_unused(training: Training, space: Space) -> None:
+    """Warn of what no part of a training reads, where the training says that it names all it reads.
+
+    The warning points at the call of ``optimize``.
+    """
+    unused = sorted(set(space) - getattr(training, "hparams", frozenset()))
+    if unused and not getattr(training, "reads_more", True):
+        warnings.warn(
+            f"No part of the training reads the hyperparameter(s) {unused}: they are tuned without "
+            f"any effect. Name them, for example in the optimizer, or leave them out of the space.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _check_differentiated(training: Training, space: Space, tuner: BaseSampler) -> None:
