@@ -101,6 +101,21 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (weights.to(each) * each).mean()
 
 
+def scalar(loss: Tensor) -> Tensor:
+    """Return a loss.
+
+    Raises:
+        TrainingError: It is no 0-dim tensor.
+    """
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TrainingError(
+            f"The loss must return a 0-dim tensor, got {got}. Average over the examples of the "
+            f"batch."
+        )
+    return loss
+
+
 @dataclass(frozen=True)
 class _Indifferent:
     """A loss that is handed the hyperparameters and does not look at them."""

@@ -203,6 +203,11 @@ class Supervised:
         """Whether the training data are tensors: to take a batch of them draws nothing."""
         return self._train.in_memory
 
+    @property
+    def all_in_memory(self) -> bool:
+        """Whether the validation data are tensors too."""
+        return self.in_memory and self._validation.in_memory
+
     def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> State:
         """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
         device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or another by now
@@ -262,7 +267,7 @@ class Supervised:
         output, buffers = network(weights, batch.inputs, training=True)
         loss = self._loss(output, batch.target, hparams)
         if self._weights is None:
-            return _scalar(loss), buffers
+            return losses.scalar(loss), buffers
         weight = losses.weights_of(self._weights, hparams, self._train.size).to(
             batch.examples.device
         )
@@ -300,7 +305,7 @@ class Supervised:
     def loss(self, state: State, hparams: HParams) -> Tensor:
         """Return the validation loss, a 0-dim tensor."""
         output, target = self._predict(self._validation, state, hparams)
-        return _scalar(self._validation_loss(output, target, hparams))
+        return losses.scalar(self._validation_loss(output, target, hparams))
 
     def loss_on_batch(self, state: State, hparams: HParams, t: int) -> Tensor:
         """Return the validation loss on what the online tuner may look at after step ``t``."""
@@ -308,7 +313,7 @@ class Supervised:
         batch = self._validation.at(derive(seed, "validation"), t, device)
         with seeded(derive(seed, "evaluate"), device):
             output, _ = self.network(state, hparams)(unpack(state), batch.inputs, training=False)
-        return _scalar(self._validation_loss(output, batch.target, hparams))
+        return losses.scalar(self._validation_loss(output, batch.target, hparams))
 
     def metrics(self, state: State, hparams: HParams) -> dict[str, float]:
         """Return the metrics on the validation set."""
@@ -323,7 +328,7 @@ class Supervised:
             return {}
         with torch.no_grad():
             output, target = self._predict(self._test, state, hparams)
-            loss = _scalar(self._validation_loss(output, target, hparams))
+            loss = losses.scalar(self._validation_loss(output, target, hparams))
             return {"loss": float(loss), **self._measure(output, target)}
 
     def module(self, state: State, hparams: HParams) -> nn.Module:
@@ -386,13 +391,3 @@ def unpack(state: State) -> Weights:
         {n.removeprefix(FROZEN): v for n, v in state.items() if n.startswith(FROZEN)},
         {n.removeprefix(BUFFER): v for n, v in state.items() if n.startswith(BUFFER)},
     )
-
-
-def _scalar(loss: Tensor) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TrainingError(
-            f"The loss must return a 0-dim tensor, got {got}. Average over the examples of the "
-            f"batch."
-        )
-    return loss

@@ -180,7 +180,8 @@ def run_trial(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a library that exits must not end the study
-        return Outcome("failed", failure=_kind(error), error=_describe(error))
+        message = _describe(error) + _shapes(trial.params)
+        return Outcome("failed", failure=_kind(error), error=message)
 
 
 def read_values(result: Any, objectives: int) -> Outcome:
@@ -370,3 +371,9 @@ def _kind(error: BaseException) -> Failure:
 def _describe(error: BaseException) -> str:
     """Return the traceback, its end if it is long, with the exception itself as the last line."""
     return "".join(traceback.format_exception(error)).strip()[-LONGEST_ERROR:]
+
+
+def _shapes(params: Mapping[str, Any]) -> str:
+    """Return what a message adds of a trial's Arrays, whose shapes the user has chosen."""
+    arrays = [f"{n!r} {tuple(x.shape)}" for n, x in params.items() if isinstance(x, Tensor)]
+    return f" (Arrays of the trial: {', '.join(arrays)})" if arrays else ""
