@@ -16,6 +16,7 @@ from hyperopt_dl.study.loop import Limits
 from hyperopt_dl.training import Training
 from hyperopt_dl.tuners.archive import ArrayTuner
 from hyperopt_dl.tuners.known_groups import check_names
+from hyperopt_dl.tuners.objectives import check_objectives
 
 
 def estimator_of(tuner: BaseSampler) -> Estimator | None:
@@ -34,7 +35,8 @@ def check_study(
     """Check the arguments of a study.
 
     Raises:
-        StudyError: One of them is not what it must be, or the tuner cannot search the space.
+        StudyError: One of them is not what it must be, or the tuner cannot search the space or has
+            too many objectives.
     """
     if seed is not None and not isinstance(seed, int):
         raise StudyError(f"seed must be a whole number or None, got {seed!r}.")
@@ -55,6 +57,7 @@ def check_study(
     if unknown or directions == []:
         raise StudyError(f"A direction must be 'minimize' or 'maximize', got {directions}.")
     _check_not_wrapped(tuner)
+    check_objectives(tuner, len(directions or ["minimize"]))
     if space is not None:
         _check_tuner(space, tuner)
 

@@ -46,6 +46,7 @@ class Loop:
         self._again: deque[tuple[Job, TrialLink]] = deque()
         self._orphans = deque(ledger.orphans())
         self._closed = False
+        self._first_failure: tuple[int, Outcome] | None = None
         self.tally = self._tally()
 
     def may_start(self) -> bool:
@@ -77,6 +78,18 @@ class Loop:
         for number in self._flying:
             outcome = Outcome("failed", failure="interrupted", error="The study was interrupted.")
             self._ledger.tell(number, outcome)
+
+    def warn_of_failure(self) -> None:
+        """Log a warning if trials have failed and none has ended otherwise."""
+        ended = self.tally.ended
+        if self._first_failure is None or ended["failed"] < sum(ended.values()):
+            return
+        number, outcome = self._first_failure
+        _logger.warning(
+            "All %d trial(s) of this call have failed; study.trials[%d].user_attrs['error'] has "
+            "the first error (%s): %s",
+            *(ended["failed"], number, outcome.failure, outcome.error.strip().split("\n")[-1]),
+        )
 
     def _next(self) -> tuple[Job, TrialLink] | None:
         """Return a second attempt, an orphan or a new trial; ``None`` if none may start."""
@@ -127,6 +140,7 @@ class Loop:
         self.tally.ended[outcome.state] += 1
         if outcome.state == "failed":
             _logger.info("Trial %d failed (%s): %s", job.number, outcome.failure, outcome.error)
+            self._first_failure = self._first_failure or (job.number, outcome)
             progress.failed(job.number, str(outcome.failure), outcome.error)
         elif outcome.state == "complete" and progress.enabled:
             self.tally.best = self._best()

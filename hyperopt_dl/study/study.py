@@ -26,6 +26,7 @@ from hyperopt_dl.study.progress import Progress
 from hyperopt_dl.study.storage import Storage, default_name, open_storage
 from hyperopt_dl.trial import Outcome, Trial, Workload, read_values
 from hyperopt_dl.tuners.archive import Archive, array_ids
+from hyperopt_dl.tuners.objectives import check_objectives
 
 
 class Study:
@@ -56,6 +57,7 @@ class Study:
 
     Raises:
         StudyError: The stored study does not fit, or an argument is none of these.
+        ObjectivesError: There are several objectives, and the tuner is made for one.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Study:
             sampler=tuner,
             pruner=pruner,
         )
+        check_objectives(tuner, len(study.directions))
         study.archive = archive
         distributions = {
             name: d.distribution for name, d in dimensions.items() if not isinstance(d, Array)
@@ -354,6 +357,7 @@ class Study:
                         loop.run(pool, shown)
                 finally:
                     loop.give_up()
+            loop.warn_of_failure()
         finally:
             self._optimizing = False
 

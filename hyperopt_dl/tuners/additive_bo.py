@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from hyperopt_dl.errors import ObjectivesError, StudyError
+from hyperopt_dl.errors import StudyError
 from hyperopt_dl.gp.batch import AcquisitionName, Knowledge, Strategy, propose
 from hyperopt_dl.gp.candidates import uniform
 from hyperopt_dl.gp.threads import small_matrices
@@ -31,6 +31,7 @@ from hyperopt_dl.tuners.cube import Cube, searchable
 from hyperopt_dl.tuners.differentiating import check_use_of_gradients, estimator_of
 from hyperopt_dl.tuners.known_groups import check_names, check_structure
 from hyperopt_dl.tuners.learned import Diagnostics, LearnedStructure, learned_structure
+from hyperopt_dl.tuners.objectives import check_objectives
 from hyperopt_dl.tuners.observations import Observations, common_space, observe
 from hyperopt_dl.tuners.surrogate import Fitter, Structure, Surrogate
 
@@ -102,6 +103,8 @@ class AdditiveBO(BaseSampler):
         >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=12)
     """
 
+    one_objective = True
+
     def __init__(
         self,
         batch: int = 1,
@@ -152,7 +155,7 @@ class AdditiveBO(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the dimensions that all trials so far agree on."""
-        _refuse(study)
+        check_objectives(self, len(study.directions))
         trials = study.get_trials(deepcopy=False)
         return common_space([other for other in trials if other.number != trial.number])
 
@@ -160,7 +163,7 @@ class AdditiveBO(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the values of the next point."""
-        _refuse(study)
+        check_objectives(self, len(study.directions))
         cube = Cube(searchable(search_space))
         if not cube.names:
             return {}
@@ -178,7 +181,7 @@ class AdditiveBO(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Return a random value of a dimension that the model does not have."""
-        _refuse(study)
+        check_objectives(self, len(study.directions))
         seed = derive(self._key(), "independent", trial.number, param_name) % 2**32
         random = RandomSampler(seed)
         return random.sample_independent(study, trial, param_name, param_distribution)
@@ -197,7 +200,7 @@ class AdditiveBO(BaseSampler):
             StudyError: n is less than 1, a group names a dimension that is not in the space, or the
                 study has several objectives.
         """
-        _refuse(study)
+        check_objectives(self, len(study.directions))
         if n < 1:
             raise StudyError(f"propose needs n >= 1 points, got {n}.")
         distributions = Space(dict(space)).distributions()
@@ -235,7 +238,7 @@ class AdditiveBO(BaseSampler):
         return learned_structure(surrogate, cube, sign=_sign(study))
 
     def _believed(self, study: optuna.Study) -> tuple[Observations, Surrogate | None, Cube]:
-        _refuse(study)
+        check_objectives(self, len(study.directions))
         trials = study.get_trials(deepcopy=False)
         cube = Cube(common_space(trials))
         observations = observe(trials, cube, sign=_sign(study), running=_unfinished(trials))
@@ -330,14 +333,6 @@ class AdditiveBO(BaseSampler):
         So proposals differ by their trial's number, and not by how many were made in this process.
         """
         return int(copy.deepcopy(self._rng).integers(2**63 - 1))
-
-
-def _refuse(study: optuna.Study) -> None:
-    if len(study.directions) > 1:
-        raise ObjectivesError(
-            f"AdditiveBO needs a study with one objective, got {len(study.directions)}. Use "
-            f"optuna.samplers.GPSampler or TPESampler, or make one objective of them."
-        )
 
 
 def _sign(study: optuna.Study) -> float:

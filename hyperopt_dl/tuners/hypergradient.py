@@ -26,6 +26,7 @@ from hyperopt_dl.tuners.closing import average_point, is_closing
 from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed, estimator_of
 from hyperopt_dl.tuners.keywords import keywords_for
 from hyperopt_dl.tuners.moving import Dimensions, moving, values_at, visit_of
+from hyperopt_dl.tuners.objectives import check_objectives
 from hyperopt_dl.tuners.record import recorded
 from hyperopt_dl.tuners.trail import (
     Place,
@@ -105,6 +106,8 @@ class Hypergradient(BaseSampler):
         >>> tuner = hd.Hypergradient(lr=0.1, chains=2, chain_length=20, seed=0)
         >>> study = hd.Study({"lr": hd.Float(1e-4, 1.0, log=True)}, tuner=tuner, seed=0)
     """
+
+    one_objective = True
 
     def __init__(
         self,
@@ -240,7 +243,7 @@ class Hypergradient(BaseSampler):
         return self.starts.sample_independent(study, trial, param_name, param_distribution)
 
     def _refuse(self, study: optuna.Study) -> None:
-        self._raise_error_if_multi_objective(study)
+        check_objectives(self, len(study.directions))
         if not _supported(study):
             raise ValueError(
                 "Hypergradient needs to see all trials of a study, but HyperbandPruner shows those "

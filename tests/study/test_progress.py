@@ -3,6 +3,7 @@
 import io
 import sys
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -93,3 +94,43 @@ def test_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, shown_again = "\x1b[?25l", "\x1b[?25h"  # the cursor, while the line lives
     assert terminal.getvalue().startswith(hidden)
     assert shown_again in terminal.getvalue()
+
+
+def fail(trial: hd.Trial) -> float:
+    raise ValueError(f"boom\nin trial {trial.number}")
+
+
+def log_of(capture: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in capture.records if r.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_call_in_which_every_trial_fails_ends_with_a_warning(
+    progress: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = study()
+    failing.optimize(lambda trial: 1.0, 2, progress=False)
+    failing.optimize(fail, 3, progress=progress)
+    assert log_of(caplog) == [
+        "All 3 trial(s) of this call have failed; study.trials[2].user_attrs['error'] has the "
+        "first error (exception): in trial 2"
+    ]
+
+
+def one_prunes(trial: hd.Trial) -> float:
+    if trial.number == 1:
+        raise hd.TrialPruned
+    raise ValueError
+
+
+@pytest.mark.parametrize("objective", [one_prunes, objective, lambda trial: 1.0])
+def test_a_call_in_which_a_trial_has_ended_otherwise_ends_without_a_warning(
+    objective: Callable[[hd.Trial], float], caplog: pytest.LogCaptureFixture
+) -> None:
+    study().optimize(objective, 3, progress=False)
+    assert log_of(caplog) == []
+
+
+def test_a_call_that_ran_no_trial_ends_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    study().optimize(fail, 0, progress=False)
+    assert log_of(caplog) == []

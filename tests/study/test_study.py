@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,20 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    PartialFixedSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 import hyperopt_dl as hd
+from hyperopt_dl.errors import ObjectivesError
+from hyperopt_dl.study.optuna_study import Direction
 
 SPACE = hd.Space(x=hd.Float(2.0, 6.0), n=hd.Int(1, 9), kind=hd.Categorical(["a", "b"]))
 
@@ -352,6 +363,42 @@ def test_several_objectives_have_a_pareto_front() -> None:
         _ = study.best
 
 
+def fixed_around(sampler: BaseSampler) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return PartialFixedSampler({"n": 3}, sampler)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("tuner", "name"),
+    [
+        (hd.AdditiveBO(), "AdditiveBO"),
+        (hd.Hypergradient(), "Hypergradient"),
+        (CmaEsSampler(), "CmaEsSampler"),
+        (fixed_around(hd.AdditiveBO()), "AdditiveBO"),
+    ],
+)
+def test_several_objectives_are_refused_at_once_by_a_tuner_for_one(
+    tuner: BaseSampler, name: str, stored: bool
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    directions: list[Direction] = ["minimize", "maximize"]
+    if stored:
+        optuna.create_study(storage=storage, study_name="s", directions=directions)
+    given: Any = {} if stored else {"directions": directions}
+    with pytest.raises(ObjectivesError, match=rf"{name} needs a study with one objective, got 2\."):
+        hd.Study(SPACE, tuner=tuner, storage=storage, name="s", **given)
+    assert len(storage.get_all_studies()) == stored
+
+
+@pytest.mark.parametrize("tuner", [TPESampler(), fixed_around(RandomSampler())])
+def test_several_objectives_are_left_to_a_tuner_that_can(tuner: BaseSampler) -> None:
+    study = hd.Study(SPACE, tuner=tuner, directions=["minimize", "minimize"], seed=0)
+    run(study, lambda trial: (1.0, 2.0), 2)
+    assert states(study) == ["COMPLETE"] * 2
+
+
 @pytest.mark.parametrize("call", [lambda t: t.report(1.0, 0), lambda t: t.should_prune()])
 def test_several_objectives_cannot_be_pruned(call: Callable[[hd.Trial], Any]) -> None:
     def objective(trial: hd.Trial) -> tuple[float, float]:
@@ -361,6 +408,12 @@ def test_several_objectives_cannot_be_pruned(call: Callable[[hd.Trial], Any]) ->
     study = hd.Study(SPACE, directions=["minimize", "minimize"], seed=0)
     run(study, objective, 1)
     assert "one objective, this one has 2" in study.trials[0].user_attrs["error"]
+
+
+@pytest.mark.parametrize("value", ["1.5", None, torch.zeros(2)])
+def test_a_report_that_is_no_number_says_so(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"Trial\.report needs a number, got (a tensor|None|'1.5')"):
+        hd.Study(SPACE, seed=0).ask().report(value, 0)
 
 
 def test_a_constraint_keeps_an_infeasible_trial_from_being_best() -> None:
