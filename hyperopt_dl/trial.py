@@ -97,7 +97,9 @@ class Trial:
         number: The trial's number in its study, from 0.
         params: The hyperparameters by name: all of them where the study has a space, and those
             suggested so far.
-        seed: The trial's own seed; the same at a second attempt.
+        seed: The trial's own seed, a number in ``[0, 2**63)``; the same at a second attempt. It is
+            for ``torch.Generator().manual_seed``, ``numpy.random.default_rng``, ``random.Random``
+            (``numpy.random.seed`` takes 32 bits only).
         device: Where to put the model and the data.
     """
 
@@ -129,8 +131,17 @@ class Trial:
         return self._suggest(name, CategoricalDistribution(choices))
 
     def report(self, value: float, step: int) -> None:
-        """Report an intermediate value (of the same unit as the trial's value) at a step."""
-        self._link.report(_number(value), int(step))
+        """Report an intermediate value (of the same unit as the trial's value) at a step.
+
+        Raises:
+            TypeError: The value is no number.
+            StudyError: The study has several objectives, for which Optuna has no pruning.
+        """
+        try:
+            number = _number(value)
+        except TypeError as error:
+            raise TypeError(f"Trial.report needs a number, got {error}.") from error
+        self._link.report(number, int(step))
 
     def should_prune(self) -> bool:
         """Return whether the study's pruner would stop this trial; then raise ``TrialPruned``."""
