@@ -22,12 +22,9 @@ from Debian's package ``dataset-fashion-mnist`` or from ``--data``.
 """
 
 import argparse
-import base64
 import json
 import statistics
-import struct
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import nan
@@ -42,6 +39,7 @@ from torch import Tensor, nn
 
 import hyperopt_dl as hd
 from studies.data import fashion_mnist
+from studies.shared.figures import Figure, save
 
 CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "ankle boot")  # fmt: skip
@@ -243,88 +241,41 @@ def key_of(what: str, seed: int) -> str:
     return json.dumps([what, seed, arguments.hidden, EXAMPLES, *lengths])
 
 
-def png(grey: Tensor) -> bytes:
-    """Return a `h x w` tensor of grey values in [0, 1] as a PNG file."""
-    height, width = grey.shape
-    rows = (255 * grey).round().to(torch.uint8)
-    rows = torch.cat([torch.zeros(height, 1, dtype=torch.uint8), rows], dim=1)  # filter 0: none
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        checksum = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes(rows.flatten().tolist()), 9)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def svg(width: int, height: int, content: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" font-family="sans-serif" font-size="11">',
-            '<rect width="100%" height="100%" fill="white"/>',
-            *content,
-            "</svg>\n",
-        ]
-    )
-
-
-def draw_examples(data: Data, discarded: Tensor) -> str:
+def draw_examples(data: Data, discarded: Tensor) -> Figure:
     """Draw the first examples of each of the four cases, each above the label that it came with."""
-    columns, cell, top = 12, 62, 22
     cases = {
         "wrong label, discarded": data.wrong & discarded,
         "wrong label, kept": data.wrong & ~discarded,
         "right label, kept": ~data.wrong & ~discarded,
         "right label, discarded": ~data.wrong & discarded,
     }
-    content = []
-    for row, (title, case) in enumerate(cases.items()):
-        y = row * (cell + top + 12)
-        content.append(
-            f'<text x="4" y="{y + 15}" font-weight="bold">{title}: {int(case.sum())}</text>'
-        )
-        for column, i in enumerate(case.nonzero().flatten()[:columns].tolist()):
-            image = base64.b64encode(png(1 - data.x[i].reshape(28, 28))).decode()
-            x, label = column * cell, CLASSES[int(data.labels[i])]
-            content.append(
-                f'<image x="{x + 3}" y="{y + top}" width="56" height="56" '
-                f'href="data:image/png;base64,{image}"/>'
-                f'<text x="{x + 31}" y="{y + top + 66}" text-anchor="middle">{label}</text>'
-            )
-    return svg(columns * cell, len(cases) * (cell + top + 12), content)
+    figure = Figure(figsize=(9.6, 5), layout="constrained")
+    grid = figure.add_gridspec(len(cases), 1)
+    for k, (title, case) in enumerate(cases.items()):
+        row = figure.add_subfigure(grid[k])
+        row.suptitle(f"{title}: {int(case.sum())}", x=0.01, ha="left", weight="bold")
+        places = row.subplots(1, 12)
+        for axes, i in zip(places, case.nonzero().flatten().tolist(), strict=False):
+            axes.imshow(data.x[i].reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
+            axes.set_title(CLASSES[int(data.labels[i])], y=-0.35, size="small")
+        for axes in places:
+            axes.set_axis_off()
+    return figure
 
 
-def draw_histogram(weights: Tensor, wrong: Tensor) -> str:
+def draw_histogram(weights: Tensor, wrong: Tensor) -> Figure:
     """Draw how many examples have which weight; those that are discarded have bars of their own."""
-    bins, bar, height, left = 20, 12, 220, 44
-    colors = {"right label": "#4477aa", "wrong label": "#ee6677"}
-    place = torch.where(weights < DISCARD_BELOW, 0, 1 + (bins * weights).long().clamp(max=bins - 1))
-    counts = torch.stack([place[kind].bincount(minlength=bins + 1) for kind in (~wrong, wrong)])
-    most, ground = int(counts.max()), 20 + height
-    end = left + (2 * bins + 3) * bar
-    content = [f'<line x1="{left}" x2="{end}" y1="{ground}" y2="{ground}" stroke="black"/>']
-    for row, (title, color) in enumerate(colors.items()):
-        for i, count in enumerate(counts[row].tolist()):
-            tall = height * count / most
-            x = left + (2 * i + row + (i > 0)) * bar  # the discarded stand apart
-            content.append(
-                f'<rect x="{x}" y="{ground - tall:.1f}" width="{bar - 1}" height="{tall:.1f}" '
-                f'fill="{color}"><title>{title}: {count}</title></rect>'
-            )
-        y = 30 + 18 * row
-        content.append(
-            f'<rect x="{end - 90}" y="{y}" width="11" height="11" fill="{color}"/>'
-            f'<text x="{end - 74}" y="{y + 10}">{title}</text>'
-        )
-    for x, text in ((left + bar, "discarded"), (end - bins * bar, "weight 0.5"), (end - 8, "1")):
-        content.append(f'<text x="{x}" y="{ground + 16}" text-anchor="middle">{text}</text>')
-    for count in (0, most // 2, most):
-        y = ground - height * count // most
-        content.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{count}</text>')
-    return svg(end + 10, ground + 30, content)
+    bins = 20
+    place = torch.where(weights < DISCARD_BELOW, 0, 2 + (bins * weights).long().clamp(max=bins - 1))
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for shift, kind, label in ((0.3, ~wrong, "right label"), (0.7, wrong, "wrong label")):
+        counts = place[kind].bincount(minlength=bins + 2)
+        axes.bar(torch.arange(-2, bins) + shift, counts, width=0.4, label=label)
+    axes.set_xticks([-1.5, bins / 2, bins], ["discarded", "weight 0.5", "1"])
+    axes.set_ylabel("examples")
+    axes.legend()
+    return figure
 
 
 def weights_of(bound: float, seed: int) -> Tensor:
@@ -333,13 +284,12 @@ def weights_of(bound: float, seed: int) -> Tensor:
 
 def draw_figures(folder: Path, bound: float, seed: int) -> None:
     data, weights = draw(seed), weights_of(bound, seed)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, drawing in {
         "examples": draw_examples(data, weights < DISCARD_BELOW),
         "weights": draw_histogram(weights, data.wrong),
     }.items():
         path = folder / f"data_cleaning_{name}.svg"
-        path.write_text(drawing)
+        save(drawing, path)
         console.print(f"Drawn: {path}")
 
 

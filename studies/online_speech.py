@@ -30,6 +30,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import hyperopt_dl as hd
 from studies.data import espeak, spoken_phones
 from studies.data.spoken_phones import Frames, Speech
+from studies.shared.figures import Figure, save
 
 parser = argparse.ArgumentParser(description="Tune a network for phones while it trains.")
 parser.add_argument("--cache", type=Path, default=Path("runs/spoken_phones.pt"))
@@ -49,7 +50,7 @@ TUNE = {
 DEFAULTS = {"lr": 0.01, "momentum": 0.9, "rho": 0.0}
 NULL = {"lr": 1e-4, "momentum": 0.001, "rho": 0.0}  # the lowest of all three
 FROM_DEFAULTS, FROM_NULL = "RTHO from the defaults", "RTHO from a null start"
-COLOURS = {FROM_DEFAULTS: "rgb(30,90,180)", FROM_NULL: "rgb(200,80,20)"}
+STARTS, COLOURS = {FROM_DEFAULTS: DEFAULTS, FROM_NULL: NULL}, ("tab:blue", "tab:orange")
 LEVELS = {"lr": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "momentum": (0.2, 0.5, 0.8, 0.95), "rho": (0, 2, 4)}
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -210,10 +211,7 @@ def search(sampler: optuna.samplers.BaseSampler, seed: int, budget: float) -> Ro
 def main() -> None:
     rows: dict[str, list[Row]] = {}
     for seed in SEEDS:
-        online = {
-            FROM_DEFAULTS: once(DEFAULTS, seed, online=True),
-            FROM_NULL: once(NULL, seed, online=True),
-        }
+        online = {method: once(start, seed, online=True) for method, start in STARTS.items()}
         budget = online[FROM_DEFAULTS].seconds
         by_hand = once(DEFAULTS, seed)
         longer = int(STEPS * budget / by_hand.seconds)
@@ -228,9 +226,9 @@ def main() -> None:
             rows.setdefault(name, []).append(row)
             print(seed, name, row.run[:3], row.trainings, f"{row.seconds:.1f}", flush=True)
     report(rows)
+    drawn = picture(rows)
     if not options.smoke:
-        options.figure.parent.mkdir(parents=True, exist_ok=True)
-        options.figure.write_text(picture(rows))
+        save(drawn, options.figure)
         print(f"The figure is {options.figure}.")
 
 
@@ -253,46 +251,25 @@ def report(rows: dict[str, list[Row]]) -> None:
           f"torch {torch.__version__}.")  # fmt: skip
 
 
-def panel(name: str, top: int, rows: dict[str, list[Row]]) -> list[str]:
-    """Return how RTHO moved a hyperparameter, in a panel 120 high."""
-
-    def height(value: float) -> float:
-        return top + 120 * (1 - float(TUNE[name].to_unit(value)))
-
-    parts = [f'<text x="12" y="{top + 64}">{name}</text>']
-    for level in LEVELS[name]:
-        y = height(level)
-        parts.append(f'<line x1="110" y1="{y:.1f}" x2="670" y2="{y:.1f}"/>')
-        parts.append(f'<text x="104" y="{y + 4:.1f}" class="end">{level:g}</text>')
-    for method, colour in COLOURS.items():
-        for row in rows[method]:
-            start = (0, (DEFAULTS if method == FROM_DEFAULTS else NULL)[name])
-            moves = [start, *((move.step, move.values[name]) for move in row.run.history)]
-            points = " ".join(f"{110 + 560 * t / STEPS:.1f},{height(v):.1f}" for t, v in moves)
-            parts.append(f'<polyline points="{points}" stroke="{colour}"/>')
-    return parts
-
-
-def picture(rows: dict[str, list[Row]]) -> str:
-    """Return the hyperparameters over the steps, one line a seed, as one SVG."""
-    parts = [part for k, name in enumerate(TUNE) for part in panel(name, 40 + 150 * k, rows)]
-    for x, (method, colour) in zip((110, 390), COLOURS.items(), strict=True):
-        parts.append(f'<polyline points="{x},18 {x + 24},18" stroke="{colour}"/>')
-        parts.append(f'<text x="{x + 32}" y="22">{method}</text>')
-    for t in (0, STEPS // 2, STEPS):
-        parts.append(f'<text x="{110 + 560 * t / STEPS}" y="480" class="middle">{t}</text>')
-    return "\n".join(
-        [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 510" width="700">',
-            "<style>text { font: 12px sans-serif } .middle { text-anchor: middle }",
-            ".end { text-anchor: end } line { stroke: rgb(220,220,220) }",
-            "polyline { stroke-width: 1.5; fill: none }</style>",
-            '<rect width="700" height="510" fill="white"/>',
-            *parts,
-            '<text x="390" y="500" class="middle">steps of the optimizer</text>',
-            "</svg>\n",
-        ]
-    )
+def picture(rows: dict[str, list[Row]]) -> Figure:
+    """Return how RTHO moved the hyperparameters: a panel for each, a line for each seed."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    panels = figure.subplots(len(TUNE), 1, sharex=True)
+    for axes, (name, dimension) in zip(panels, TUNE.items(), strict=True):
+        for (method, start), colour in zip(STARTS.items(), COLOURS, strict=True):
+            for k, row in enumerate(rows[method]):
+                history = row.run.history
+                values = [start[name], *(move.values[name] for move in history)]
+                u = [float(dimension.to_unit(value)) for value in values]
+                steps = [0, *(move.step for move in history)]
+                axes.plot(steps, u, color=colour, linewidth=1, label=None if k else method)
+        at = [float(dimension.to_unit(level)) for level in LEVELS[name]]
+        axes.set_yticks(at, [f"{level:g}" for level in LEVELS[name]])
+        axes.set(ylabel=name, ylim=(-0.05, 1.05))
+        axes.grid(axis="y")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    panels[-1].set_xlabel("steps of the optimizer")
+    return figure
 
 
 main()

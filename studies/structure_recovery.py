@@ -50,6 +50,7 @@ from hyperopt_dl.gp.evidence import Evidence
 from hyperopt_dl.gp.likelihood import Fit, Structure, fit, initial
 from hyperopt_dl.gp.moves import LogPosterior, gibbs
 from hyperopt_dl.gp.partition import Partition
+from studies.shared.figures import Figure, save
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--smoke", action="store_true", help="a tiny version, to see that it runs")
@@ -191,11 +192,11 @@ METHODS: dict[str, Callable[[Tensor, Tensor, int], tuple[Partition, float]]] = {
 }
 
 MEASURES = ("recall", "precision")
-COLOURS = ("rgb(31,90,160)", "rgb(200,80,20)", "rgb(40,130,60)", "rgb(120,60,150)")
-LOOKS = {  # of a method's lines, and the radius and the filling of its points
-    "ours": ("", 3.5, "{}"),
-    "paper": ('stroke-dasharray="7 4"', 3.5, "white"),
-    "paper, no cap": ('stroke-dasharray="2 3"', 2.0, "{}"),
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
+LOOKS: dict[str, dict[str, Any]] = {
+    "ours": {"marker": "o"},
+    "paper": {"marker": "o", "markerfacecolor": "white", "linestyle": "dashed"},
+    "paper, no cap": {"marker": ".", "linestyle": "dotted"},
 }
 
 
@@ -284,90 +285,37 @@ def tabulate(lines: Sequence[Line]) -> Table:
     return table
 
 
-def picture(lines: Sequence[Line]) -> str:
-    """Return recall and precision against n as one SVG, a colour for each kind of function."""
+def picture(lines: Sequence[Line]) -> Figure:
+    """Return recall and precision against n: means over the seeds, bars from the worst to the best.
+
+    A colour is a kind of function, a look a method; curves are a little apart along n.
+    """
     cells = cells_of(lines)
     kinds = list(dict.fromkeys(key[:2] for key in cells))
-    ends = math.log(min(key[2] for key in cells)), math.log(max(key[2] for key in cells))
-    parts = [panel(cells, kinds, ends, m, 60 + 330 * k) for k, m in enumerate(MEASURES)]
-    y = 290
+    figure = Figure(figsize=(7.2, 4), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
+        for (k, kind), (m, name) in itertools.product(enumerate(kinds), enumerate(METHODS)):
+            chosen = {
+                key[2]: runs for key, runs in cells.items() if key[:2] + key[3:] == (*kind, name)
+            }
+            values = [[line[measure] for line in runs] for runs in chosen.values()]
+            means = [statistics.mean(each) for each in values]
+            below = [mean - min(each) for mean, each in zip(means, values, strict=True)]
+            above = [max(each) - mean for mean, each in zip(means, values, strict=True)]
+            n = [n * 1.03 ** (m - 1 + 0.3 * k) for n in chosen]
+            axes.errorbar(n, means, (below, above), color=COLOURS[k], elinewidth=1, **LOOKS[name])
+        ticks = sorted({key[2] for key in cells})
+        axes.set(title=f"{measure} of pairs", xlabel="points, n", xscale="log", ylim=(-0.05, 1.05))
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.set_xticks([], minor=True)
+        axes.grid(axis="y")
     for k, (D, sizes) in enumerate(kinds):
-        parts.append(f'<line x1="60" y1="{y}" x2="90" y2="{y}" stroke="{COLOURS[k]}"/>')
         label = f"D = {D}, groups of {'–'.join(map(str, sizes))}"
-        parts.append(f'<text x="98" y="{y + 4}">{label}</text>')
-        y += 18
-    for k, name in enumerate(METHODS):
-        at = 290 + 18 * k
-        parts.append(curve([(390, at), (430, at)], name, "black"))
-        parts.append(f'<text x="438" y="{at + 4}">{name}</text>')
-    height = max(y, 290 + 18 * len(METHODS)) + 5
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 {height}" width="700">',
-            "<style>text { font: 12px sans-serif } .middle { text-anchor: middle }",
-            ".end { text-anchor: end } .title { font-size: 14px; text-anchor: middle }",
-            "line, polyline { stroke-width: 2; fill: none } .thin { stroke-width: 1 }</style>",
-            f'<rect width="700" height="{height}" fill="white"/>',
-            *parts,
-            "</svg>\n",
-        ]
-    )
-
-
-def panel(
-    cells: dict[Key, list[Line]],
-    kinds: Sequence[Key],
-    ends: tuple[float, float],
-    measure: str,
-    left: float,
-) -> str:
-    """Return one panel: means over the seeds, and a thin line from the worst seed to the best."""
-    width, height, top = 270, 200, 40
-    extent = max(ends[1] - ends[0], 1.0)
-    parts = [
-        f'<text x="{left + width / 2}" y="22" class="title">{measure} of pairs</text>',
-        f'<text x="{left + width / 2}" y="272" class="middle">points, n</text>',
-    ]
-    for level in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = top + height * (1 - level)
-        parts.append(
-            f'<line x1="{left}" y1="{y}" x2="{left + width}" y2="{y}" stroke="lightgray" '
-            f'class="thin"/><text x="{left - 6}" y="{y + 4}" class="end">{level:g}</text>'
-        )
-
-    def place(n: int) -> float:
-        return left + 20 + (width - 40) * (math.log(n) - ends[0]) / extent
-
-    for n in sorted({key[2] for key in cells}):
-        parts.append(f'<text x="{place(n):.1f}" y="256" class="middle">{n}</text>')
-    for (k, kind), (m, name) in itertools.product(enumerate(kinds), enumerate(METHODS)):
-        shift, colour = 4 * (m - 1) + 1.5 * k, COLOURS[k]
-        points: list[tuple[float, float]] = []
-        for (*of, n, method), runs in cells.items():
-            if (tuple(of), method) != (kind, name):
-                continue
-            values = [line[measure] for line in runs]
-            x = place(n) + shift
-            points.append((x, top + height * (1 - statistics.mean(values))))
-            low, high = (top + height * (1 - value) for value in (min(values), max(values)))
-            parts.append(
-                f'<line x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}" '
-                f'stroke="{colour}" class="thin"/>'
-            )
-        parts.append(curve(points, name, colour))
-    return "\n".join(parts)
-
-
-def curve(points: Sequence[tuple[float, float]], name: str, colour: str) -> str:
-    """Return a line through points in the look of a method."""
-    dash, radius, filling = LOOKS[name]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    circles = [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" stroke="{colour}" '
-        f'fill="{filling.format(colour)}"/>'
-        for x, y in points
-    ]
-    return "".join([f'<polyline points="{line}" stroke="{colour}" {dash}/>', *circles])
+        axes.plot([], color=COLOURS[k], label=label)
+    for name in METHODS:
+        axes.plot([], color="black", label=name, **LOOKS[name])
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
 
 
 lines = measure(None if ARGUMENTS.smoke else ARGUMENTS.out)
@@ -375,5 +323,5 @@ console.print(tabulate(lines))
 drawn = picture(lines)
 if not ARGUMENTS.smoke:
     figure = ARGUMENTS.out.with_suffix(".svg")
-    figure.write_text(drawn)
+    save(drawn, figure)
     console.print(f"The lines are in {ARGUMENTS.out}, the figure in {figure}.")

@@ -38,6 +38,7 @@ from torch.nn import functional
 import hyperopt_dl as hd
 from hyperopt_dl.constraints import nonnegative_symmetric
 from studies.data import fashion_mnist
+from studies.shared.figures import Axes, Figure, Rectangle, save
 
 parser = argparse.ArgumentParser(description="Learn which tasks belong together.")
 parser.add_argument("--data", type=Path, default=fashion_mnist.DEBIAN, help="the four .gz files")
@@ -322,54 +323,28 @@ def matrix(row: Mapping[str, Any]) -> Tensor:
     return torch.tensor(row["C"], dtype=torch.double)
 
 
-def heat_map(C: Tensor, title: str, left: int, top: int) -> str:
-    """Return a matrix as SVG: tasks in the order of their groups, white 0, dark the largest."""
-    cell, order, found = 22, (*TOPS, *FOOTWEAR, *REST), grouping(C)
-    note = f"within / between {found.ratio:.1f}, rank {found.rank}"
-    parts = [
-        f'<text x="{left + 5 * cell}" y="{top - 78}" class="title">{title}</text>',
-        f'<text x="{left + 5 * cell}" y="{top - 62}" class="note">{note}</text>',
-    ]
-    strength = C[order, :][:, order] / C.max()
-    for i, j in torch.nonzero(strength).tolist():
-        parts.append(
-            f'<rect x="{left + j * cell}" y="{top + i * cell}" width="{cell}" height="{cell}" '
-            f'fill="rgb(20,60,120)" fill-opacity="{strength[i, j]:.3f}"/>'
-        )
-    for i, task in enumerate(order):
-        place, middle = i * cell + 15, f"{left + i * cell + 15} {top - 6}"
-        parts.append(f'<text x="{left - 6}" y="{top + place}" class="row">{CLASSES[task]}</text>')
-        parts.append(f'<text transform="translate({middle}) rotate(-90)">{CLASSES[task]}</text>')
-    start = 0
-    for group in (TOPS, FOOTWEAR, REST):
-        x, y, size = left + start * cell, top + start * cell, len(group) * cell
-        parts.append(f'<rect x="{x}" y="{y}" width="{size}" height="{size}" class="group"/>')
-        start += len(group)
-    parts.append(
-        f'<rect x="{left}" y="{top}" width="{K * cell}" height="{K * cell}" class="frame"/>'
-    )
-    return "\n".join(parts)
+def heat_map(axes: Axes, C: Tensor, title: str) -> None:
+    """Draw a matrix: tasks in the order of their groups, white 0, dark the largest."""
+    order, found = (*TOPS, *FOOTWEAR, *REST), grouping(C)
+    axes.imshow(C[order, :][:, order], cmap="Blues", vmin=0)
+    axes.set_title(f"{title}\nwithin / between {found.ratio:.1f}, rank {found.rank}")
+    axes.set_xticks(range(K), [CLASSES[task] for task in order], rotation=90)
+    axes.set_yticks(range(K), [CLASSES[task] for task in order])
+    start = -0.5
+    for size in map(len, (TOPS, FOOTWEAR, REST)):
+        square = Rectangle((start, start), size, size, fill=False, edgecolor="tab:orange")
+        axes.add_patch(square)
+        start += size
 
 
-def picture(rows: Rows) -> str:
-    """Return the means over the seeds of the matrices found, as one SVG."""
-    maps = []
-    for (row, loss), (column, method) in itertools.product(
-        enumerate(LOSSES), enumerate(("learned", "bounded"))
-    ):
+def picture(rows: Rows) -> Figure:
+    """Return the means over the seeds of the matrices found."""
+    figure = Figure(figsize=(7.5, 8), layout="constrained")
+    maps = itertools.product(LOSSES, ("learned", "bounded"))
+    for axes, (loss, method) in zip(figure.subplots(len(LOSSES), 2).flat, maps, strict=True):
         C = torch.stack([matrix(rows[loss, method, seed]) for seed in SEEDS]).mean(dim=0)
-        maps.append(heat_map(C, f"{method}, {loss}", 80 + 320 * column, 100 + 330 * row))
-    return "\n".join(
-        [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 630 660" width="630">',
-            "<style>text { font: 12px sans-serif } .title { text-anchor: middle; font-size: 14px }",
-            ".note { text-anchor: middle } .row { text-anchor: end } .frame { stroke: gray }",
-            ".group { stroke: rgb(200,80,20) } .group, .frame { fill: none }</style>",
-            '<rect width="630" height="660" fill="white"/>',
-            *maps,
-            "</svg>\n",
-        ]
-    )
+        heat_map(axes, C, f"{method}, {loss}")
+    return figure
 
 
 def run(results: Path | None) -> Rows:
@@ -394,7 +369,8 @@ def run(results: Path | None) -> Rows:
 
 rows = run(None if options.smoke else options.results)
 console.print(tabulate(rows))
+drawn = picture(rows)
 if not options.smoke:
     figure = options.results.with_suffix(".svg")
-    figure.write_text(picture(rows))
+    save(drawn, figure)
     console.print(f"The lines are in {options.results}, the matrices in {figure}.")

@@ -22,16 +22,15 @@ import warnings
 from pathlib import Path
 from typing import TypeAlias
 
-import matplotlib
 import numpy as np
 import optuna
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 import hyperopt_dl as hd
 from hyperopt_dl.tuners.surrogate import checkpoints
+from studies.shared.figures import Figure, save
 
 CELLS = [(50, 20), (100, 20), (200, 20), (400, 20), (200, 10), (200, 50), (200, 100), (400, 50)]
 BATCH = 8
@@ -133,7 +132,6 @@ def show(costs: dict[tuple[int, int], dict[str, Cost]]) -> None:
 
 def draw(costs: dict[tuple[int, int], dict[str, Cost]], path: Path) -> None:
     """Draw CPU seconds against n at the most frequent D, and against D at the most frequent n."""
-    matplotlib.rcParams["svg.hashsalt"] = "proposal_cost"
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     fixed = (statistics.mode(D for _, D in costs), statistics.mode(n for n, _ in costs))
     for panel, (which, label) in enumerate((("trials", "dimensions"), ("dimensions", "trials"))):
@@ -154,7 +152,7 @@ def draw(costs: dict[tuple[int, int], dict[str, Cost]], path: Path) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     figure.axes[0].legend()
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def main() -> None:
