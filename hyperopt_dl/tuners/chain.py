@@ -40,23 +40,6 @@ def alive(trail: Sequence[Any | None]) -> bool:
     return any(visit is not None for visit in recent)
 
 
-def is_setback(value: float, before: Sequence[float]) -> bool:
-    """Return whether a loss has lost all that a descent has won.
-
-    That is where it lies above every loss on the way to the lowest one. A run that has become
-    unstable is such a case; its gradient says little about the way back.
-
-    Args:
-        value: The loss of the next visit.
-        before: The losses of the visits so far, in order. The first may be the lowest: then nothing
-            has been won, and nothing is a setback.
-    """
-    if not before:
-        return False
-    lowest = before.index(min(before))
-    return lowest > 0 and value > max(before[: lowest + 1])
-
-
 class Descent:
     """A torch optimizer that has been stepped at every visit of a chain.
 

@@ -25,7 +25,7 @@ from hyperopt_dl.tuners.chain import NAMED, Descent, Optimizer, turn
 from hyperopt_dl.tuners.closing import average_point, is_closing
 from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed, estimator_of
 from hyperopt_dl.tuners.keywords import keywords_for
-from hyperopt_dl.tuners.moving import Dimensions, moving, values_at, visit_of
+from hyperopt_dl.tuners.moving import Dimensions, moving, values_at
 from hyperopt_dl.tuners.objectives import check_objectives
 from hyperopt_dl.tuners.record import recorded
 from hyperopt_dl.tuners.trail import (
@@ -37,6 +37,7 @@ from hyperopt_dl.tuners.trail import (
     trail_of,
     write_place,
 )
+from hyperopt_dl.tuners.visits import Visits
 
 _logger = logging.getLogger(__name__)
 
@@ -65,10 +66,12 @@ class Hypergradient(BaseSampler):
 
     A trial that fails or is pruned, whose hypergradient is not finite, or whose loss lies above all
     losses on the chain's way to its lowest one, sends its chain back to its last good point with
-    half the step, for the rest of the chain; every further failure halves it again. A chain whose
-    first trial fails, or that fails ten times in a row, begins anew. A trial that was interrupted
-    counts for nothing; one whose parameters were enqueued begins its chain there. Where more trials
-    run at once than there are chains, spare chains take the rest.
+    half the step, for the rest of the chain; every further failure halves it again. Every trial has
+    a seed of its own, and its loss some luck: a higher one counts where the gradients on the way
+    predict a rise too, or where it rises by more than luck has so far (``setback.py``). A chain
+    whose first trial fails, or that fails ten times in a row, begins anew. A trial that was
+    interrupted counts for nothing; one whose parameters were enqueued begins its chain there. Where
+    more trials run at once than there are chains, spare chains take the rest.
 
     In ``Study`` the workload is a ``Training``, and pruning is off: trials of one chain are like
     each other and unlike all others. In an objective of plain Optuna, ``evaluate`` runs the
@@ -136,7 +139,7 @@ class Hypergradient(BaseSampler):
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = ("_placing", "_places", "_folds")
+        passing = ("_placing", "_places", "_folds", "_visits")
         return {name: value for name, value in vars(self).items() if name not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -219,11 +222,11 @@ class Hypergradient(BaseSampler):
         """Return the average of the last points of every chain, where values are estimates."""
         if not isinstance(self.estimator, Learner):
             return []
-        trials, places, sign = study.get_trials(deepcopy=False), read_places(study), _sign(study)
+        trials, places = study.get_trials(deepcopy=False), read_places(study)
         closed = max((t.number for t in trials if is_closing(t)), default=-1)
         points = []
         for chain in sorted({place.chain for place in places.values()}):
-            good = good_of(trail_of(trials, places, chain, len(trials)), sign=sign)
+            good = self._good(study, trail_of(trials, places, chain, len(trials)))
             if good and good[-1].number > closed:
                 dims = moving(good[-1], archive_of(study), self.fixed)
                 alike = [t for t in good if moving(t, archive_of(study), self.fixed) == dims]
@@ -275,7 +278,7 @@ class Hypergradient(BaseSampler):
         position = places[last[chain]].position + 1
         long = self.chain_length is not None and position >= self.chain_length
         trail = trail_of(trials, places, chain, trial.number)
-        stuck = not can_move(trail, sign=_sign(study))
+        stuck = not can_move(trail, self._good(study, trail))
         return Place(chain, 0 if long or stuck else position)
 
     def _trail(self, study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
@@ -285,7 +288,16 @@ class Hypergradient(BaseSampler):
 
     def _anchor(self, study: optuna.Study, trial: FrozenTrial) -> FrozenTrial:
         """Return the chain's last good trial."""
-        return good_of(self._trail(study, trial), sign=_sign(study))[-1]
+        return self._good(study, self._trail(study, trial))[-1]
+
+    def _good(self, study: optuna.Study, trail: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials that a descent along a trail follows."""
+        return good_of(trail, self._visits_of(study).change, sign=_sign(study))
+
+    def _visits_of(self, study: optuna.Study) -> Visits:
+        if study not in self._visits:
+            self._visits[study] = Visits(archive_of(study), self.fixed, _sign(study))
+        return self._visits[study]
 
     def _ahead(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, float | Tensor]:
         """Return what moves, at the chain's next point."""
@@ -293,11 +305,11 @@ class Hypergradient(BaseSampler):
         dims = moving(anchor, archive, self.fixed)
         if not dims:
             return {}
-        sign = _sign(study)
         whole = self._trail(study, trial)
-        trail = latest(whole, lambda t: moving(t, archive, self.fixed) == dims, sign=sign)
+        followed = self._good(study, whole)
+        trail = latest(whole, followed, lambda t: moving(t, archive, self.fixed) == dims)
         numbers = {t.number for t in trail}
-        good = [t for t in good_of(whole, sign=sign) if t.number in numbers]
+        good = [t for t in followed if t.number in numbers]
         descent = self._descent(study, self._place(study, trial).chain, good, dims)
         return values_at(descent.ahead(failures=len(trail) - len(good)), dims)
 
@@ -305,9 +317,8 @@ class Hypergradient(BaseSampler):
         self, study: optuna.Study, chain: int, good: Sequence[FrozenTrial], dims: Dimensions
     ) -> Descent:
         """Return a chain's descent after its good trials, gone on with where it was left."""
-        sign = _sign(study)
-        visit = partial(visit_of, dims=dims, archive=archive_of(study), sign=sign)
-        settings, numbers = (dims, sign, self.optimizer, self.lr), [t.number for t in good]
+        visit = partial(self._visits_of(study).of, dims=dims)
+        settings, numbers = (dims, self.optimizer, self.lr), [t.number for t in good]
         folds = self._folds.setdefault(study, {})
         fold = folds.pop(chain, None)  # an error on the way must not leave half a step
         if fold is None or fold.settings != settings or not _begins(numbers, fold.numbers):
@@ -321,6 +332,7 @@ class Hypergradient(BaseSampler):
         self._placing = threading.Lock()
         self._places: WeakKeyDictionary[optuna.Study, dict[int, Place]] = WeakKeyDictionary()
         self._folds: WeakKeyDictionary[optuna.Study, dict[int, _Fold]] = WeakKeyDictionary()
+        self._visits: WeakKeyDictionary[optuna.Study, Visits] = WeakKeyDictionary()
 
 
 def _sign(study: optuna.Study) -> float:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hyperopt_dl.tuners.chain import alive, is_setback
+from hyperopt_dl.tuners.chain import alive
 from hyperopt_dl.tuners.record import is_exact, note_of, recorded
+from hyperopt_dl.tuners.setback import is_setback
 
 PLACES = "hypergradient:"
 """The study attribute ``PLACES + trial number`` holds that trial's chain and position."""
@@ -48,16 +49,21 @@ def trail_of(
     return [t for t in finished if t.user_attrs.get("failure") != "interrupted"]
 
 
-def can_move(trail: Sequence[FrozenTrial], *, sign: float) -> bool:
+def can_move(trail: Sequence[FrozenTrial], good: Sequence[FrozenTrial]) -> bool:
     """Return whether a chain can go on: it moves, and it has not failed too often."""
     complete = [trial for trial in trail if trial.state == TrialState.COMPLETE]
-    good = {trial.number for trial in good_of(trail, sign=sign)}
+    numbers = {trial.number for trial in good}
     return all(recorded(trial.user_attrs) for trial in complete) and alive(
-        [trial if trial.number in good else None for trial in trail]
+        [trial if trial.number in numbers else None for trial in trail]
     )
 
 
-def good_of(trail: Sequence[FrozenTrial], *, sign: float) -> list[FrozenTrial]:
+def good_of(
+    trail: Sequence[FrozenTrial],
+    predicted: Callable[[FrozenTrial, FrozenTrial], float],
+    *,
+    sign: float,
+) -> list[FrozenTrial]:
     """Return the trials that a descent follows: with a finite gradient, and no setback.
 
     Where a range has changed, losses are compared anew. Only losses after all steps are compared,
@@ -65,28 +71,36 @@ def good_of(trail: Sequence[FrozenTrial], *, sign: float) -> list[FrozenTrial]:
 
     Args:
         trail: The finished trials of a chain, in order.
+        predicted: Returns the change of the loss from one trial to another, by their gradients.
         sign: 1 to go down, -1 to go up.
     """
     good: list[FrozenTrial] = []
+    last: FrozenTrial | None = None  # that was compared
     losses: list[float] = []
-    for trial in trail:
+    changes: list[float] = []
+    for trial in filter(_is_complete, trail):
         if good and trial.distributions != good[-1].distributions:
-            losses = []
-        exact = is_exact(note_of(trial))
-        if _is_complete(trial) and not (exact and is_setback(sign * _value(trial), losses)):
-            good.append(trial)
-            losses += [sign * _value(trial)] if exact else []
+            last, losses, changes = None, [], []
+        if is_exact(note_of(trial)):
+            all_losses = [*losses, sign * _value(trial)]
+            all_changes = changes if last is None else [*changes, predicted(last, trial)]
+            if is_setback(all_losses, all_changes):
+                continue
+            last, losses, changes = trial, all_losses, all_changes
+        good.append(trial)
     return good
 
 
 def latest(
-    trail: Sequence[FrozenTrial], like: Callable[[FrozenTrial], bool], *, sign: float
+    trail: Sequence[FrozenTrial],
+    good: Sequence[FrozenTrial],
+    like: Callable[[FrozenTrial], bool],
 ) -> list[FrozenTrial]:
     """Return the end of a trail in which all good trials are alike.
 
     Where a range has changed, or what has a derivative, a descent begins in the new coordinates.
     """
-    other = {trial.number for trial in good_of(trail, sign=sign) if not like(trial)}
+    other = {trial.number for trial in good if not like(trial)}
     begun = [i for i, trial in enumerate(trail) if trial.number in other]
     return list(trail[max(begun, default=-1) + 1 :])
 

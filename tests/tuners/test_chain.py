@@ -12,7 +12,6 @@ from hyperopt_dl.tuners.chain import (
     Optimizer,
     Visit,
     alive,
-    is_setback,
     turn,
 )
 
@@ -140,22 +139,3 @@ def test_chains_take_turns_and_none_moves_while_it_runs(
     last: dict[int, int], busy: list[int], chains: int, chain: int
 ) -> None:
     assert turn(last, busy, chains) == chain
-
-
-@pytest.mark.parametrize(
-    ("before", "value", "expected"),
-    [
-        ([], 9.0, False),
-        ([1.0], 9.0, False),  # nothing has been won yet
-        ([1.0, 1.5], 9.0, False),
-        ([1.0, 0.5], 1.0, False),
-        ([1.0, 0.5], 1.1, True),
-        ([1.0, 2.0, 0.5], 1.9, False),
-        ([1.0, 2.0, 0.5], 2.1, True),
-        ([1.0, 0.5, 3.0], 2.0, True),  # what came after the lowest does not count
-    ],
-)
-def test_a_setback_is_above_all_that_led_to_the_lowest(
-    before: list[float], value: float, expected: bool
-) -> None:
-    assert is_setback(value, before) is expected

@@ -173,9 +173,9 @@ def test_a_step_along_a_draw_is_shortened_by_its_factor(study: hd.Study) -> None
 @pytest.mark.parametrize(
     ("values", "estimates", "setback"),
     [
-        ([5.0, 4.0, 9.0, 3.0], [], True),
-        ([5.0, 4.0, 9.0, 3.0], [9.0], False),
-        ([5.0, 99.0, 4.0, 9.0, 3.0], [99.0], True),
+        ([5.0, 4.0, 90.0, 3.0], [], True),
+        ([5.0, 4.0, 90.0, 3.0], [90.0], False),
+        ([5.0, 99.0, 4.0, 90.0, 3.0], [99.0], True),
     ],
 )
 def test_only_losses_after_all_steps_are_compared(
