@@ -39,7 +39,6 @@ from hyperopt_dl.seeds import derive
 from studies.data import fashion_mnist
 from studies.shared.curves import over_seeds, picture
 from studies.shared.record import Record
-from studies.shared.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping of a learning rate study.")
 parser.add_argument("--data", type=Path, help="folder with the four .gz files of Fashion-MNIST")
@@ -83,11 +82,11 @@ METHODS = {
     "truncated, 1/64": Method(hd.hypergrad.Reverse(memory="activations"), HORIZON // 64 or 1),
     "truncated, 1/16": Method(hd.hypergrad.Reverse(memory="activations"), HORIZON // 16),
     "single sample": Method(
-        hd.hypergrad.Telescoping("single_sample", reverse=hd.hypergrad.Reverse("activations")),
+        hd.hypergrad.Telescoping("single_sample", mode=hd.hypergrad.Reverse("activations")),
         scatters=True,
     ),
     "Russian roulette": Method(
-        hd.hypergrad.Telescoping("russian_roulette", reverse=hd.hypergrad.Reverse("activations")),
+        hd.hypergrad.Telescoping("russian_roulette", mode=hd.hypergrad.Reverse("activations")),
         scatters=True,
     ),
     "PES": Method(hd.hypergrad.PES(truncation=HORIZON // 8, pairs=1, sigma=0.02), scatters=True),
@@ -186,7 +185,7 @@ def warm(seed: int) -> list[Tensor]:
 
 def cost(method: Method, trial: optuna.trial.FrozenTrial) -> int:
     """Return the steps of a trial, forward and back."""
-    note = trial.user_attrs["estimator"]
+    note = trial.user_attrs.get("estimator", {})
     return int(note.get("steps", 2 * method.steps))
 
 
@@ -204,11 +203,7 @@ def descend(name: str, seed: int) -> list[tuple[float, dict[str, float]]]:
         if spent > 2 * HORIZON * BUDGET * share:
             study.stop()
 
-    kind = (
-        UnrankedTelescoping if isinstance(method.estimator, hd.hypergrad.Telescoping) else Unranked
-    )
-    estimator = kind(method.estimator)
-    tuner = hd.Hypergradient(estimator=estimator, optimizer="sgd", lr=OUTER_LR, seed=seed)
+    tuner = hd.Hypergradient(estimator=method.estimator, optimizer="sgd", lr=OUTER_LR, seed=seed)
     study = hd.Study(SPACE, tuner=tuner, seed=seed)
     study.enqueue(START)
     training = Network(method.steps, warm(seed))

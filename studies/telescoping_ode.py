@@ -32,7 +32,6 @@ from torch import Tensor
 import hyperopt_dl as hd
 from studies.shared.curves import over_seeds, picture
 from studies.shared.record import Record
-from studies.shared.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping over the steps of an ODE solver.")
 parser.add_argument("--seeds", type=int, default=3, help="how many")
@@ -158,18 +157,14 @@ def descend(name: str, seed: int) -> list[tuple[float, dict[str, list[float]]]]:
     """Return the points of a descent, each after the compute of what led to it."""
     method, spent = METHODS[name], 0
     points: list[tuple[float, dict[str, list[float]]]] = []
-    kind = (
-        UnrankedTelescoping if isinstance(method.estimator, hd.hypergrad.Telescoping) else Unranked
-    )
-    estimator = kind(method.estimator)
-    tuner = hd.Hypergradient(estimator=estimator, lr=OUTER_LR, seed=seed)
+    tuner = hd.Hypergradient(estimator=method.estimator, lr=OUTER_LR, seed=seed)
     study = hd.Study(SPACE, tuner=tuner, seed=seed)
 
     def count(inner: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         nonlocal spent
         params = {n: value.tolist() for n, value in study.params(trial.number).items()}
         points.append((spent / (2 * FINE), params))
-        note = trial.user_attrs["estimator"]
+        note = trial.user_attrs.get("estimator", {})
         spent += int(note.get("steps", 2 * method.steps))
         if spent > 2 * FINE * BUDGET or len(points) >= 6 * BUDGET:
             inner.stop()

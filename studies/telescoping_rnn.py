@@ -35,7 +35,6 @@ import hyperopt_dl as hd
 from studies.data import fashion_mnist
 from studies.shared.curves import over_seeds, picture
 from studies.shared.record import Record
-from studies.shared.unranked import Unranked, UnrankedTelescoping
 
 parser = argparse.ArgumentParser(description="Telescoping through the length of a sequence.")
 parser.add_argument("--data", type=Path, help="folder with the four .gz files of Fashion-MNIST")
@@ -148,10 +147,10 @@ METHODS = {
         hd.hypergrad.Reverse(memory="all", last=LENGTH // 8), cost=LENGTH + LENGTH // 8
     ),
     "single sample": Method(
-        hd.hypergrad.Telescoping("single_sample", levels=LEVELS, reverse=reverse())
+        hd.hypergrad.Telescoping("single_sample", levels=LEVELS, mode=reverse())
     ),
     "Russian roulette": Method(
-        hd.hypergrad.Telescoping("russian_roulette", levels=LEVELS, reverse=reverse())
+        hd.hypergrad.Telescoping("russian_roulette", levels=LEVELS, mode=reverse())
     ),
 }
 
@@ -171,18 +170,14 @@ def test(weights: Tensor) -> tuple[float, float]:
 def descend(name: str, seed: int) -> dict[str, Any]:
     """Return the test loss at each mark, and the accuracy at the end."""
     method, spent = METHODS[name], 0
-    kind = (
-        UnrankedTelescoping if isinstance(method.estimator, hd.hypergrad.Telescoping) else Unranked
-    )
-    estimator = kind(method.estimator)
-    tuner = hd.Hypergradient(estimator=estimator, lr=OUTER_LR, seed=seed)
+    tuner = hd.Hypergradient(estimator=method.estimator, lr=OUTER_LR, seed=seed)
     space = hd.Space(weights=hd.Array(sum(SIZES), init=start(seed)))
     study = hd.Study(space, tuner=tuner, seed=seed)
     found: list[tuple[float, float]] = []
 
     def count(inner: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         nonlocal spent
-        note = trial.user_attrs["estimator"]
+        note = trial.user_attrs.get("estimator", {})
         spent += int(note.get("steps", method.cost))
         # The point of this trial is where the descent is until the next one has been paid for.
         while len(found) < len(MARKS) and spent > 2 * LENGTH * MARKS[len(found)]:

@@ -77,6 +77,10 @@ class Gathered:
         pulled = zip(inputs, found[: len(inputs)], strict=True)
         return {name: adjoint for name, adjoint in pulled if adjoint is not None}
 
+    def forget(self) -> None:
+        """Begin the sums anew."""
+        self._sums = {}
+
     def gradient(self, used: Set[str]) -> dict[str, Tensor]:
         """Return dE/dλ by name, float64, each of its hyperparameter's shape.
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.estimator import Note, Observer, Plan
+from hyperopt_dl.hypergrad.forward import Forward
 from hyperopt_dl.hypergrad.level_runs import LevelRuns
 from hyperopt_dl.hypergrad.reverse import Reverse
 from hyperopt_dl.hypergrad.telescope.learned import (
+    Measured,
     Odds,
     average,
     learned,
@@ -72,7 +74,9 @@ class Telescoping:
         separate: Whether each level is a run of its own, of ``training.with_steps(T[n])``: for
             a discretization that becomes finer, or a schedule that is to end at each level. A draw
             then costs the runs of all levels that it needs.
-        reverse: How a run is differentiated.
+        mode: How a run is differentiated. With ``Forward()``, for a few hyperparameters, a draw is
+            one run to step T[N] and no way back. Its memory does not grow with the steps, and it
+            measures the distances of all levels that it passes, so that calibrations are rare.
 
     Raises:
         TrainingError: A setting that is none of these; in the call, levels that do not fit the
@@ -89,7 +93,7 @@ class Telescoping:
     tune: bool = True
     calibrate_every: float = 5.0
     separate: bool = False
-    reverse: Reverse = field(default_factory=Reverse)
+    mode: Reverse | Forward = field(default_factory=Reverse)
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -101,10 +105,11 @@ class Telescoping:
                 f"calibrate_every must be a positive number of whole runs, got "
                 f"{self.calibrate_every!r}."
             )
-        if not isinstance(self.reverse, Reverse) or self.reverse.last is not None:
+        biased = isinstance(self.mode, Reverse) and self.mode.last is not None
+        if biased or not isinstance(self.mode, (Reverse, Forward)):
             raise TrainingError(
-                f"Telescoping needs a Reverse without last=, which would be a bias of its own, got "
-                f"{self.reverse!r}."
+                f"Telescoping needs the mode Forward(), or Reverse() without last=, which would be "
+                f"a bias of its own, got {self.mode!r}."
             )
 
     def __call__(
@@ -126,16 +131,18 @@ class Telescoping:
         """
         place = torch.device(device)
         runs = LevelRuns(
-            training, hparams, self.reverse, seed=seed, device=place, separate=self.separate
+            training, hparams, self.mode, seed=seed, device=place, separate=self.separate
         )
         plan = {"do": DRAW} if plan is None else plan
+        levels = self._levels(training.steps)
         if plan["do"] == EVALUATE:
             made = _evaluate(runs)
         elif plan["do"] == CALIBRATE:
-            made = _calibrate(runs, self._levels(training.steps), scale or {})
+            made = _calibrate(runs, levels, scale or {})
         else:
             u = derive(seed, "level") / 2**63
-            made = _draw(runs, self.scheme, self._odds(training.steps, plan), u)
+            odds = self._odds(training.steps, plan)
+            made = _draw(runs, self.scheme, odds, u, levels, scale or {})
         if observe is not None and made.final is not None:
             observe(made.final)
         if note is not None:
@@ -146,16 +153,16 @@ class Telescoping:
         """Return what a new trial does: calibrate, or draw by these odds (see ``Learner``)."""
         if not self.tune:
             return {"do": DRAW}
-        measured = [i for i, note in enumerate(notes) if self._can_learn_from(note)]
-        if not measured:
+        whole = [i for i, note in enumerate(notes) if self._has_measured_all(note)]
+        if not whole:
             return {"do": CALIBRATE}
-        levels = notes[measured[-1]]["levels"]
-        spent = sum(note["steps"] for note in notes[measured[-1] + 1 :])
-        due = spent >= self.calibrate_every * 2 * levels[-1]
+        levels = notes[whole[-1]]["measured"]
+        spent = sum(note["steps"] for note in notes[whole[-1] + 1 :])
+        run = (1 if isinstance(self.mode, Forward) else 2) * levels[-1]
+        due = spent >= self.calibrate_every * run
         if due and not any(other["do"] == CALIBRATE for other in running):
             return {"do": CALIBRATE}
-        history = [notes[i]["distances"] for i in measured if notes[i]["levels"] == levels]
-        D = average([np.asarray(distances) for distances in history])
+        D = average(_history(notes, levels), len(levels))
         odds = learned(self.scheme, levels, D, separate=self.separate)
         return {
             "do": DRAW,
@@ -168,12 +175,11 @@ class Telescoping:
         """Return the plan that only takes the loss after all steps."""
         return {"do": EVALUATE}
 
-    def _can_learn_from(self, note: Note) -> bool:
-        """Return whether a trial has measured the levels that these settings ask for."""
+    def _has_measured_all(self, note: Note) -> bool:
+        """Return whether a trial has measured all levels that these settings ask for."""
         if note.get("distances") is None:
             return False
-        own = note["levels"]
-        return self.levels is None or self._levels(own[-1]) == tuple(own)
+        return tuple(note["measured"]) == self._levels(note["levels"][-1])
 
     def _levels(self, steps: int) -> tuple[int, ...]:
         return ladder(steps) if self.levels is None else check_levels(self.levels, steps)
@@ -195,12 +201,19 @@ class _Made(NamedTuple):
     note: dict[str, Any]
 
 
-def _draw(runs: LevelRuns, scheme: Scheme, odds: Odds, u: float) -> _Made:
-    """Draw a level by ``0 <= u < 1``, run to it, and pull back what the draw is made of."""
+def _draw(
+    runs: LevelRuns,
+    scheme: Scheme,
+    odds: Odds,
+    u: float,
+    levels: Sequence[int],
+    scale: Mapping[str, float],
+) -> _Made:
+    """Draw a level by ``0 <= u < 1``, run to it, and add up what the draw is made of."""
     N = draw(odds.q, u)
     c = coefficients(scheme, odds.q)[N]
     weights = {t: float(w) for t, w in zip(odds.levels, c, strict=True) if w != 0}
-    drawn = runs.sum_of(weights)
+    drawn = runs.sum_of(weights, along=levels)
     level = odds.levels[N]
     whole = level == runs.training.steps
     note = {
@@ -211,6 +224,7 @@ def _draw(runs: LevelRuns, scheme: Scheme, odds: Odds, u: float) -> _Made:
         "factor": odds.factor,
         "steps": drawn.steps,
         "estimate": float(drawn.value),
+        **_distances(drawn.gradients, scale),
     }
     if whole:
         note["loss"] = drawn.losses[level]
@@ -221,12 +235,11 @@ def _calibrate(runs: LevelRuns, levels: Sequence[int], scale: Mapping[str, float
     """Pull back the gradient of every level by itself, and measure their distances."""
     parts = runs.each_of(levels)
     last = parts[-1]
-    D = squared_distances(np.stack([_flat(part.gradient, scale) for part in parts]))
     note = {
         "level": levels[-1],
         "probability": 1.0,
         "levels": list(levels),
-        "distances": D.tolist() if np.isfinite(D).all() else None,
+        **_distances(dict(zip(levels, (part.gradient for part in parts), strict=True)), scale),
         "factor": 1.0,
         "steps": sum(part.steps for part in parts),
         "estimate": float(last.value),
@@ -240,6 +253,29 @@ def _evaluate(runs: LevelRuns) -> _Made:
     final, value = runs.evaluate()
     steps = runs.training.steps
     return _Made(value, {}, final, {"level": steps, "steps": steps, "loss": float(value)})
+
+
+def _distances(
+    gradients: Mapping[int, Mapping[str, Tensor]], scale: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what is noted of gradients that are known by themselves, by steps; ``None`` is inf."""
+    if not gradients:
+        return {}
+    measured = sorted(gradients)
+    D = squared_distances(np.stack([_flat(gradients[t], scale) for t in measured]))
+    return {"measured": measured, "distances": D.tolist() if np.isfinite(D).all() else None}
+
+
+def _history(notes: Sequence[Note], levels: Sequence[int]) -> list[Measured]:
+    """Return what has been measured of some levels, oldest first."""
+    place = {t: n for n, t in enumerate(levels)}
+    return [
+        Measured(tuple(place[t] for t in note["measured"]), np.asarray(note["distances"]))
+        for note in notes
+        if note.get("distances") is not None
+        and note["levels"][-1] == levels[-1]
+        and place.keys() >= set(note["measured"])
+    ]
 
 
 def _flat(gradient: Mapping[str, Tensor], scale: Mapping[str, float]) -> Array:

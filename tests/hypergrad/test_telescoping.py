@@ -28,6 +28,7 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 schemes = pytest.mark.parametrize("scheme", SCHEMES)
 SPIRAL_AT = {"start": torch.tensor([1.2, -0.7], dtype=DOUBLE), "decay": 0.4, "frequency": 2.5}
 HALF = (0.4, 0.1, 0.2, 0.3)
+EXACT = Reverse("all")
 
 
 class TestTheLastLevelAlone(EstimatorContract):
@@ -48,12 +49,11 @@ def averaged(
     q: tuple[float, ...],
     scheme: Scheme,
     *,
-    memory: Memory = "all",
+    mode: Reverse = EXACT,
     separate: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The average over all draws, by the weights of each."""
-    reverse = Reverse(memory=memory)
-    runs = LevelRuns(training, hparams, reverse, seed=3, device=torch.device("cpu"))
+    runs = LevelRuns(training, hparams, mode, seed=3, device=torch.device("cpu"))
     runs = replace(runs, separate=separate)
     value, gradient = torch.zeros(()).double(), dict[str, Any]()
     for chance, c in zip(q, coefficients(scheme, np.asarray(q)), strict=True):
@@ -80,7 +80,7 @@ def test_the_draws_average_to_the_closed_form(
     scheme: Scheme, memory: Memory, levels: tuple[int, ...]
 ) -> None:
     problem = Quadratic(steps=12, noise=0.3)
-    found = averaged(problem, {"lr": 0.1}, levels, HALF, scheme, memory=memory)
+    found = averaged(problem, {"lr": 0.1}, levels, HALF, scheme, mode=Reverse(memory))
     exact = problem.exact_gradient(0.1, seed=3)
     value = torch.tensor(problem.exact_loss(0.1, seed=3), dtype=DOUBLE)
     assert_same(found, (value, {"lr": exact}))
@@ -101,7 +101,7 @@ def test_the_draws_of_a_network_average_to_its_gradient(
     scheme: Scheme, net: str, memory: Memory
 ) -> None:
     training = all_together(net, steps=8)
-    found = averaged(training, ALL, (1, 2, 4, 8), HALF, scheme, memory=memory)
+    found = averaged(training, ALL, (1, 2, 4, 8), HALF, scheme, mode=Reverse(memory))
     assert_same(found, hypergradient(training, ALL, estimator=Reverse(), seed=3))
 
 
@@ -200,7 +200,7 @@ def test_a_draw_costs_what_reverse_costs_on_a_run_to_its_level(
 
 @schemes
 def test_a_draw_makes_as_many_steps_forward_and_back_as_its_level_has(scheme: Scheme) -> None:
-    estimator = Telescoping(scheme, tune=False, reverse=Reverse("all"))
+    estimator = Telescoping(scheme, tune=False, mode=Reverse("all"))
     seen = set()
     for seed in range(30):
         notes: list[Mapping[str, Any]] = []
@@ -217,7 +217,7 @@ def test_a_draw_makes_as_many_steps_forward_and_back_as_its_level_has(scheme: Sc
 
 def test_a_calibration_makes_one_run_and_a_sweep_from_every_level() -> None:
     notes: list[Mapping[str, Any]] = []
-    estimator = Telescoping(levels=(3, 8, 15), reverse=Reverse("all"))
+    estimator = Telescoping(levels=(3, 8, 15), mode=Reverse("all"))
     run = functools.partial(
         estimator,
         Counting(steps=20),
@@ -351,7 +351,7 @@ def test_separate_runs_average_to_the_last_level(scheme: Scheme) -> None:
 
 def test_a_calibration_of_separate_runs_has_the_gradient_of_each() -> None:
     notes: list[Mapping[str, Any]] = []
-    Telescoping(levels=(2, 4), separate=True, reverse=Reverse("all"))(
+    Telescoping(levels=(2, 4), separate=True, mode=Reverse("all"))(
         Decay(8), {"rate": 0.7}, seed=0, device="cpu", plan={"do": "calibrate"}, note=notes.append
     )
     G = [0.0, *(Decay(n).exact_gradient(0.7) for n in (2, 4, 8))]

@@ -8,7 +8,7 @@ import pytest
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Reverse, Telescoping, hypergradient
 from hyperopt_dl.hypergrad.estimator import Learner
-from hyperopt_dl.hypergrad.telescope.learned import average
+from hyperopt_dl.hypergrad.telescope.learned import Measured, average
 from hyperopt_dl.hypergrad.telescope.optimum import FLOOR
 from hyperopt_dl.hypergrad.telescope.weights import Scheme
 from tests.problems import Quadratic
@@ -23,7 +23,8 @@ def calibrated(*G: float, steps: float = 20.0) -> dict[str, Any]:
     rows = np.array([0.0, *G])
     D = np.square(rows[:, None] - rows[None])
     levels = [2**n for n in range(len(G))]
-    return {"do": "calibrate", "levels": levels, "distances": D.tolist(), "steps": steps}
+    made = {"do": "calibrate", "levels": levels, "steps": steps}
+    return {**made, "measured": levels, "distances": D.tolist()}
 
 
 def test_it_is_a_learner() -> None:
@@ -35,7 +36,7 @@ def test_the_first_trials_calibrate_until_one_has_measured() -> None:
     estimator = Telescoping()
     assert estimator.next_plan([], []) == {"do": "calibrate"}
     assert estimator.next_plan([], [{"do": "calibrate"}]) == {"do": "calibrate"}
-    failed = {"do": "calibrate", "levels": [1, 2], "distances": None, "steps": 5}
+    failed = {"do": "calibrate", "levels": [1, 2], "measured": [1, 2], "distances": None}
     assert estimator.next_plan([failed], []) == {"do": "calibrate"}
     assert Telescoping(tune=False).next_plan([], []) == {"do": "draw"}
 
@@ -68,8 +69,22 @@ def test_distances_are_averaged_over_calibrations_with_the_same_levels() -> None
 
 def test_an_average_of_one_is_that_one_and_the_latest_weighs_most() -> None:
     one, other = np.eye(2), 3 * np.eye(2)
-    np.testing.assert_allclose(average([one]), one)
-    np.testing.assert_allclose(average([one, other]), (0.9 * one + other) / 1.9)
+    first, second = Measured((0,), one), Measured((0,), other)
+    np.testing.assert_allclose(average([first], 1), one)
+    np.testing.assert_allclose(average([first, second], 1), (0.9 * one + other) / 1.9)
+
+
+def test_what_was_measured_in_part_weighs_as_much_as_the_whole_before_it() -> None:
+    def of(*places: int) -> Measured:
+        return Measured(places, np.full((len(places) + 1,) * 2, float(next(values))))
+
+    values = iter([1, 2, 4, 8, 16])
+    found = average([of(0, 1, 2), of(0), of(0, 2), of(0, 1, 2), of(1)], 3)
+    old = 0.9
+    assert found[0, 1] == pytest.approx((old * (1 + 2 + 4) + 8) / (3 * old + 1))
+    assert found[1, 3] == found[3, 1] == pytest.approx((old * (1 + 4) + 8) / (2 * old + 1))
+    assert found[2, 2] == pytest.approx((old * 1 + 8 + 16) / (old + 2))
+    assert found[1, 2] == pytest.approx((old * 1 + 8) / (old + 1))
 
 
 def test_it_calibrates_again_after_so_many_whole_runs_of_compute() -> None:
@@ -97,8 +112,8 @@ def test_what_was_measured_at_other_levels_than_those_asked_for_is_not_used() ->
     [
         ({"scheme": "roulette"}, "scheme must be one of"),
         ({"calibrate_every": 0.0}, "calibrate_every must be a positive number"),
-        ({"reverse": Reverse(last=3)}, "Reverse without last="),
-        ({"reverse": "all"}, "Reverse without last="),
+        ({"mode": Reverse(last=3)}, "Reverse.. without last="),
+        ({"mode": "all"}, "Reverse.. without last="),
     ],
 )
 def test_a_setting_that_is_none_is_an_error(settings: dict[str, Any], message: str) -> None:

@@ -62,7 +62,7 @@ def slope(trial: FrozenTrial) -> float:
 
 
 def tuned(n: int, estimator: Any = None, *, seed: int = 0, **options: Any) -> hd.Study:
-    estimator = Telescoping(reverse=EXACT) if estimator is None else estimator
+    estimator = Telescoping(mode=EXACT) if estimator is None else estimator
     settings = {"optimizer": "sgd", "lr": 1e-3, **options}
     study = hd.Study(SPACE, tuner=hd.Hypergradient(estimator, **settings), seed=seed)
     study.enqueue(START)
@@ -129,7 +129,7 @@ def test_the_best_trial_is_one_that_made_all_steps(study: hd.Study) -> None:
 
 
 def test_draws_follow_the_odds_of_the_calibrations_before_them(study: hd.Study) -> None:
-    estimator = Telescoping(reverse=EXACT)
+    estimator = Telescoping(mode=EXACT)
     notes = [note(trial) for trial in study.trials]
     for number, made in enumerate(notes):
         plan = estimator.next_plan(notes[:number], [])
@@ -145,7 +145,7 @@ def test_distances_are_measured_in_the_unit_cube(study: hd.Study) -> None:
 
 
 def test_it_calibrates_again_when_so_much_compute_has_gone_by() -> None:
-    notes = [note(t) for t in tuned(30, Telescoping(calibrate_every=1.0, reverse=EXACT)).trials]
+    notes = [note(t) for t in tuned(30, Telescoping(calibrate_every=1.0, mode=EXACT)).trials]
     again = [number for number, made in enumerate(notes) if made["do"] == "calibrate"]
     assert len(again) > 2
     for first, second in itertools.pairwise(again):
@@ -263,7 +263,7 @@ def test_a_study_that_was_stopped_is_not_closed_and_goes_on_as_if_it_had_not_bee
         if trial.number == 3:
             study.stop()
 
-    tuner = hd.Hypergradient(Telescoping(reverse=EXACT), optimizer="sgd", lr=1e-3)
+    tuner = hd.Hypergradient(Telescoping(mode=EXACT), optimizer="sgd", lr=1e-3)
     other = hd.Study(SPACE, tuner=tuner, seed=0)
     other.enqueue(START)
     other.optimize(PROBLEM, n_trials=9, callbacks=[stop], progress=False)
@@ -324,9 +324,9 @@ def test_an_array_is_measured_by_its_range_and_averaged_entry_by_entry() -> None
 
 
 def test_a_plan_is_kept_for_another_attempt_at_a_trial() -> None:
-    study = hd.Study(SPACE, tuner=hd.Hypergradient(Telescoping()), seed=0)
+    study = hd.Study(SPACE, tuner=hd.Hypergradient(Telescoping(levels=(2,))), seed=0)
     (first, link), (second, other) = study._ledger.ask(), study._ledger.ask()
-    made = {"do": "calibrate", "levels": [2, 4], "steps": 8}
+    made = {"do": "calibrate", "levels": [2, 4], "measured": [2, 4], "steps": 8}
     link.set_user_attr("estimator", {**made, "distances": [[0, 9, 16], [9, 0, 1], [16, 1, 0]]})
     study.tell(first.number, 1.0)
     job, _ = study._ledger.ask()
@@ -339,7 +339,7 @@ def test_a_plan_is_kept_for_another_attempt_at_a_trial() -> None:
 
 
 def test_in_plain_optuna_evaluate_keeps_notes_and_the_best_trial_is_exact() -> None:
-    sampler = hd.Hypergradient(Telescoping(reverse=EXACT), lr=0.02, seed=0)
+    sampler = hd.Hypergradient(Telescoping(mode=EXACT), lr=0.02, seed=0)
     study = optuna.create_study(sampler=sampler)
 
     def objective(trial: optuna.Trial) -> float:

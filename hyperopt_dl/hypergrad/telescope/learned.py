@@ -1,4 +1,4 @@
-"""What is known of the distances between levels: before any run, and from calibrations.
+"""What is known of the distances between levels: before any run, and from what runs measure.
 
 Letters as in ``weights`` and ``moments``.
 """
@@ -13,7 +13,7 @@ from hyperopt_dl.hypergrad.telescope.optimum import among, best_distribution, be
 from hyperopt_dl.hypergrad.telescope.weights import Array, Scheme
 
 DECAY = 0.9
-"""How much of the average of squared distances stays when a calibration comes in (section 5)."""
+"""How much of the average of squared distances stays when all are measured anew (section 5)."""
 
 
 class Odds(NamedTuple):
@@ -45,12 +45,34 @@ def learned(scheme: Scheme, levels: Sequence[int], D: Array, *, separate: bool) 
     return Odds(tuple(levels[place] for place in kept), q, factor)
 
 
-def average(history: Sequence[Array]) -> Array:
-    """Return the moving average of measured distances, oldest first, free of its start at 0."""
-    mean = np.zeros_like(history[0])
-    for D in history:
-        mean = DECAY * mean + (1 - DECAY) * D
-    return mean / (1 - DECAY ** len(history))
+class Measured(NamedTuple):
+    """Squared distances of some levels, as one trial has measured them."""
+
+    places: tuple[int, ...]
+    """Which levels, ascending."""
+    D: Array
+    """``[k + 1, k + 1]``, those of the gradient 0 first."""
+
+
+def average(history: Sequence[Measured], levels: int) -> Array:
+    """Return the average of what has been measured, pair by pair ``[J + 1, J + 1]``.
+
+    What was measured weighs 0.9 for each time that all levels have been measured since. So a pair
+    that most draws measure is averaged over as long a time as one that is measured rarely, and a
+    descent on which gradients shrink does not seem to have small differences below only.
+
+    Args:
+        history: What trials have measured, oldest first; at least one has measured all levels.
+        levels: How many there are, J.
+    """
+    total, weight = np.zeros((2, levels + 1, levels + 1))
+    for places, D in history:
+        if len(places) == levels:
+            total, weight = DECAY * total, DECAY * weight
+        index = np.ix_(*2 * ([0, *(place + 1 for place in places)],))
+        total[index] += D
+        weight[index] += 1
+    return np.asarray(total / weight)
 
 
 def squared_distances(G: Array) -> Array:
