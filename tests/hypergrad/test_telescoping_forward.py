@@ -216,11 +216,10 @@ def test_separate_runs_measure_what_they_run(
     estimator, notes = Telescoping(scheme, separate=True, mode=mode), list[Mapping[str, Any]]()
     plan = {"do": "draw", "levels": [2, 4, 8], "probabilities": [0.4, 0.3, 0.3]}
     states: list[State] = []
-    keep = {"note": notes.append, "observe": states.append}
-    call = partial(estimator, Decay(8), {"rate": 0.7}, device="cpu", plan=plan, **keep)
+    call = partial(estimator, Decay(8), {"rate": 0.7}, device="cpu", plan=plan)
     for seed in range(20):
         states.clear()
-        call(seed=seed)
+        call(seed=seed, note=notes.append, observe=states.append)
         if notes[-1]["level"] == level:
             break
     assert notes[-1]["measured"] == runs
