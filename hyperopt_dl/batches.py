@@ -4,6 +4,7 @@ Step t lies in epoch ``t // steps_per_epoch``; ``(seed, epoch)`` decides the epo
 the examples, and t which stretch of it is the batch.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from numbers import Integral
@@ -52,20 +53,18 @@ class Batches:
         )
         self._name = name
         self.size = self._count()
-        if batch_size is not None and not _fits(batch_size, self.size):
-            raise TrainingError(
-                f"batch_size must lie between 1 and the {self.size} examples of {name}, "
-                f"got {batch_size!r}. None takes the whole set at every step; to tune it, make the "
-                f"Supervised in an objective."
-            )
-        self.batch_size = batch_size or self.size
-        self._shuffled = batch_size is not None
-        whole, rest = divmod(self.size, self.batch_size)
-        self.steps_per_epoch = whole + (1 if rest and not drop_last else 0)
+        self._cut(batch_size, drop_last=drop_last)
         self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
+
+    def resized(self, batch_size: int | None) -> "Batches":
+        """Return the same data in batches of another size; those that are placed are shared."""
+        other = copy.copy(self)
+        other._placed = self._placed  # a copy leaves out what is not to be sent to a process
+        other._cut(batch_size, drop_last=False)
+        return other
 
     def at(self, seed: int, t: int, device: torch.device, *, shared: bool = False) -> Batch:
         """Return the batch of step ``t`` of the run with this seed, on ``device``.
@@ -87,6 +86,18 @@ class Batches:
             return
         for index in torch.split(order, size):
             yield self._take(index, device)
+
+    def _cut(self, batch_size: int | None, *, drop_last: bool) -> None:
+        if batch_size is not None and not _fits(batch_size, self.size):
+            raise TrainingError(
+                f"batch_size must lie between 1 and the {self.size} examples of {self._name}, "
+                f"got {batch_size!r}. None takes the whole set at every step; to tune it, make the "
+                f"Supervised in an objective."
+            )
+        self.batch_size = batch_size or self.size
+        self._shuffled = batch_size is not None
+        whole, rest = divmod(self.size, self.batch_size)
+        self.steps_per_epoch = whole + (1 if rest and not drop_last else 0)
 
     def _take(
         self, index: Tensor, device: torch.device, *, whole: bool = False, shared: bool = False

@@ -142,8 +142,7 @@ class Supervised:
         self._metrics = dict(metrics or {})
         self._evaluation_batch_size = positive("evaluation_batch_size", evaluation_batch_size)
         self._train = Batches(train, name="train", batch_size=batch_size, drop_last=drop_last)
-        looked_at = None if online is None else checked_online(online).batch_size
-        self._validation = Batches(validation, name="validation", batch_size=looked_at)
+        self._validation = Batches(validation, name="validation")
         self._test = None if test is None else Batches(test, name="test")
         self.steps = steps_of(steps, epochs, self._train.steps_per_epoch)
         self.report_every = positive(
@@ -159,7 +158,7 @@ class Supervised:
             )
         self.online = online
         if online is not None:
-            online.check(self)
+            checked_online(online).check(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_networks": []}
@@ -307,12 +306,15 @@ class Supervised:
         output, target = self._predict(self._validation, state, hparams)
         return losses.scalar(self._validation_loss(output, target, hparams))
 
-    def loss_on_batch(self, state: State, hparams: HParams, t: int) -> Tensor:
-        """Return the validation loss on what the online tuner may look at after step ``t``."""
-        seed, device = int(state["seed"]), state["params"].device
-        batch = self._validation.at(derive(seed, "validation"), t, device)
-        with seeded(derive(seed, "evaluate"), device):
-            output, _ = self.network(state, hparams)(unpack(state), batch.inputs, training=False)
+    def held_out(self, batch_size: int | None) -> Batches:
+        """Return the validation data in batches, for an online tuner to look at."""
+        return self._validation.resized(batch_size)
+
+    def outer_loss(
+        self, network: Network, weights: Weights, batch: Batch, hparams: HParams
+    ) -> Tensor:
+        """Return the validation loss on a batch, a 0-dim tensor."""
+        output, _ = network(weights, batch.inputs, training=False)
         return losses.scalar(self._validation_loss(output, batch.target, hparams))
 
     def metrics(self, state: State, hparams: HParams) -> dict[str, float]:

@@ -64,10 +64,6 @@ class Training(Protocol):
 class Online(Protocol):
     """An online tuner as a part of a training; ``start`` returns the run that it takes part in."""
 
-    @property
-    def batch_size(self) -> int | None:
-        """Validation examples that it looks at each time, ``None`` for all."""
-
     def names(self) -> frozenset[str]:
         """The hyperparameters that it names."""
 

@@ -35,7 +35,10 @@ def test_the_public_names_are_those_promised() -> None:
         ),
         (
             hd.online,
-            {"ForwardTuner", "HypergradientDescent", "DeltaBarDelta", "Move", "Forward", "Descent"},
+            {
+                *("ForwardTuner", "TunedRun", "HypergradientDescent", "DeltaBarDelta"),
+                *("Move", "Forward", "Descent"),
+            },
         ),
         (
             hd.optimizers,

@@ -1,9 +1,11 @@
 """The coordinates that forward mode differentiates in: one for each entry of a hyperparameter.
 
-Letters: m coordinates; λ the hyperparameters with a derivative.
+A coordinate u moves its entry of λ by ``dλ/du``: 1, unless an online tuner says otherwise.
+
+Letters: m coordinates; λ the hyperparameters with a derivative; u a coordinate.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,26 +17,25 @@ from hyperopt_dl.optimizers.options import Value
 
 
 class Directions:
-    """The unit vectors of all entries of λ, end to end.
+    """The coordinates of all entries of λ, end to end.
 
     Args:
         leaves: The hyperparameters by name.
 
     Attributes:
         m: How many coordinates there are.
+        slopes: dλ/du, one number a coordinate.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor]) -> None:
         self._leaves = leaves
         self._entries = [(n, i) for n, leaf in leaves.items() for i in range(leaf.numel())]
         self.m = len(self._entries)
+        self.slopes: Sequence[float] = [1.0] * self.m
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         """Return the tangent of λ along coordinate k: of the one hyperparameter that moves."""
-        name, entry = self._entries[k]
-        tangent = torch.zeros_like(self._leaves[name], requires_grad=False)
-        tangent.view(-1)[entry] = 1.0
-        return {name: tangent}
+        return self._tangent(k, self.slopes[k])
 
     def rows_of(self, names: Collection[str]) -> list[int]:
         """Return the coordinates that belong to some hyperparameters."""
@@ -49,7 +50,7 @@ class Directions:
         matrix = like.new_zeros(self.m, offset)
         for k, (name, entry) in enumerate(self._entries):
             if name in columns:
-                matrix[k, columns[name] + entry] = 1.0
+                matrix[k, columns[name] + entry] = self.slopes[k]
         return matrix
 
     def split(self, derivatives: Tensor) -> dict[str, Tensor]:
@@ -59,12 +60,26 @@ class Directions:
         return {name: part.view(leaf.shape) for (name, leaf), part in pairs}
 
     def seeds(self, options: Options) -> tuple[Seeds, set[str]]:
-        """Return how the coordinates move the options, and the hyperparameters that do."""
+        """Return how λ moves the options, and the hyperparameters that do.
+
+        The derivatives are those in λ; `along` takes them along the coordinates.
+        """
         seeds: dict[str, list[tuple[int, Value]]] = {}
         reached: set[str] = set()
         for option, value in options.recorded.items():
             push = Pushforward({option: value}, self._leaves)
             reached |= push.reached
-            slopes = [(k, push(self[k])[option]) for k in self.rows_of(push.reached)]
+            rows = self.rows_of(push.reached)
+            slopes = [(k, push(self._tangent(k, 1.0))[option]) for k in rows]
             seeds[option] = [(k, s if s.ndim else float(s)) for k, s in slopes if bool(s.any())]
         return seeds, reached
+
+    def along(self, seeds: Seeds) -> Seeds:
+        """Return how the coordinates move the options, from how λ does."""
+        return {n: [(k, self.slopes[k] * s) for k, s in pairs] for n, pairs in seeds.items()}
+
+    def _tangent(self, k: int, slope: float) -> dict[str, Tensor]:
+        name, entry = self._entries[k]
+        tangent = torch.zeros_like(self._leaves[name], requires_grad=False)
+        tangent.view(-1)[entry] = slope
+        return {name: tangent}

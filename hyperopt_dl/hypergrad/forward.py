@@ -65,7 +65,7 @@ class Forward:
         check_room(tangents)
         state, Z = tangents.initial()
         for t in range(training.steps):
-            state, Z = tangents.push(state, Z, t)
+            state, Z, *_ = tangents.push(state, Z, t)
         value = tangents.finish(state, Z)
         if observe is not None:
             observe(state)
@@ -78,6 +78,7 @@ def tangents_of(
     *,
     seed: int,
     device: torch.device,
+    discount: float = 1.0,
     compile: bool = False,  # noqa: A002
 ) -> WholePush:
     """Return the steps of a run and their tangents, split at the gradient where that can be.
@@ -87,13 +88,15 @@ def tangents_of(
             numbers when it is computed again.
     """
     if type(training) is Supervised:  # a subclass may have a step of its own
-        return SplitPush(training, hparams, seed=seed, device=device, compile=compile)
+        return SplitPush(
+            training, hparams, seed=seed, device=device, discount=discount, compile=compile
+        )
     if compile:
         raise TrainingError(
             f"compile=True is for a Supervised, got a {type(training).__name__}, whose steps are "
             f"differentiated as a whole. Leave compile out."
         )
-    tangents = WholePush(training, hparams, seed=seed, device=device)
+    tangents = WholePush(training, hparams, seed=seed, device=device, discount=discount)
     tangents.run.check()
     return tangents
 

@@ -9,7 +9,7 @@ Letters: s the state, x its p parameters; Z the tangents, with m rows; t the ste
 hyperparameters.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from hyperopt_dl.hypergrad.compiled import Compiled
 from hyperopt_dl.hypergrad.graphs import drop_same
 from hyperopt_dl.hypergrad.rule_tangents import push_rule
 from hyperopt_dl.hypergrad.step_loss import StepLoss
-from hyperopt_dl.hypergrad.tangents import Step, Vectors
+from hyperopt_dl.hypergrad.tangents import Seeds, Step, Vectors
 from hyperopt_dl.optimizers import SGD, Adam, AdamW, Optimizer
 from hyperopt_dl.optimizers.options import Value
 from hyperopt_dl.seeds import seeded
@@ -36,11 +36,12 @@ MOST = 16
 
 
 class Made(NamedTuple):
-    """What a step has made."""
+    """What a step has made, and the training loss that it began at."""
 
     x: Tensor
     slots: dict[str, Tensor]
     dot: dict[str, Tensor]
+    loss: Tensor
     buffers: tuple[Tensor, ...]
 
     def agrees(self, other: "Made") -> bool:
@@ -49,7 +50,7 @@ class Made(NamedTuple):
         return all(_close(a, b) for a, b in pairs)
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.x, *self.slots.values(), *self.dot.values(), *self.buffers)
+        return (self.x, *self.slots.values(), *self.dot.values(), self.loss, *self.buffers)
 
 
 class FusedPush:
@@ -59,21 +60,33 @@ class FusedPush:
         loss: The training loss of the run, as a function of x̃.
         rule: The optimizer, one of ``RULES``.
         inside: The tangents of the hyperparameters that the loss reads, ``m x q``.
-        step: A step of the run: its options and seeds are those of every step.
+        step: A step of the run: its options and seeds are those of every step, until `turn_to`.
         state: A state of the run.
+        discount: What the tangents are multiplied with before each step.
     """
 
     def __init__(
-        self, loss: StepLoss, rule: Optimizer, inside: Tensor, step: Step, state: State
+        self,
+        loss: StepLoss,
+        rule: Optimizer,
+        inside: Tensor,
+        step: Step,
+        state: State,
+        discount: float,
     ) -> None:
-        self._loss, self._rule, self._inside, self._step = loss, rule, inside, step
+        self._loss, self._rule, self._step, self._discount = loss, rule, step, discount
         self._eager = loss.eager(state)
-        seeds = [(n, row, slope) for n, pairs in step.seeds.items() for row, slope in pairs]
-        self._rows = tuple((name, row) for name, row, _ in seeds)
-        self._values: list[Value] = [*step.options.values(), *(slope for *_, slope in seeds)]
+        self._rows = tuple((n, row) for n, pairs in step.seeds.items() for row, _ in pairs)
+        self.turn_to(step.options, step.seeds, inside)
+
+    def turn_to(self, options: Mapping[str, Any], seeds: Seeds, inside: Tensor) -> None:
+        """Make the steps to come with these options and tangents of λ."""
+        slopes = (slope for pairs in seeds.values() for _, slope in pairs)
+        self._values: list[Value] = [*options.values(), *slopes]
         numbers = [value for value in self._values if not isinstance(value, Tensor)]
         self._vectors = [value for value in self._values if isinstance(value, Tensor)]
-        self._numbers = torch.tensor(numbers, dtype=torch.double)
+        self._numbers = torch.tensor([*numbers, self._discount], dtype=torch.double)
+        self._inside = inside
 
     def __call__(self, state: State, dot: Vectors, slots: Vectors, t: int) -> Made | None:
         """Return what step t > 0 makes; ``None`` for another kind of batch than was compiled."""
@@ -91,13 +104,15 @@ class FusedPush:
         n = len(slots)
         after = dict(zip(slots, rest[:n], strict=True))
         dot_after = dict(zip(dot, rest[n : 2 * n + 1], strict=True))
-        return Made(x, after, dot_after, tuple(rest[2 * n + 1 :]))
+        value, *buffers = rest[2 * n + 1 :]
+        return Made(x, after, dot_after, value, tuple(buffers))
 
     def _compiled(self, inputs: tuple[Tensor, ...]) -> Compiled | None:
         """Return the function for a kind of inputs; a first kind is traced, others have none."""
         kinds = tuple(isinstance(value, Tensor) for value in self._values)
         names = tuple(self._step.options)
-        key: Hashable = ("fused", self._loss.key, self._rule, names, self._rows, kinds)
+        damped = self._discount != 1
+        key: Hashable = ("fused", self._loss.key, self._rule, names, self._rows, kinds, damped)
         shapes = tuple(each.shape for each in inputs)
         known = self._loss.network.derived
         if key not in known:
@@ -125,8 +140,11 @@ class FusedPush:
         seeds: dict[str, list[tuple[int, Value]]] = {}
         for name, row in self._rows:
             seeds.setdefault(name, []).append((row, next(values)))
+        if self._discount != 1:
+            discount = next(numbers)
+            dot = {name: (discount * z).to(z.dtype) for name, z in dot.items()}
         p, both = len(x), torch.cat([dot["x"], inside], 1)
-        g, buffers, saved = self._eager.linearize(self._loss.at(x), tuple(parts))
+        g, aux, saved = self._eager.linearize(self._loss.at(x), tuple(parts))
         g_dot = saved.pull(both)[0].expand(len(both), -1)[:, :p]
         t: Any = 1 if type(self._rule) is SGD else clock  # SGD only asks whether it is the first
         step = replace(
@@ -143,7 +161,7 @@ class FusedPush:
             dot_after = push_rule(self._rule, dot, step)
             x_after, after = self._rule.update(x, g[:p], slots, options, t)
         ordered = [*(after[name] for name in slots), *(dot_after[name] for name in dot)]
-        return (x_after, *ordered, *buffers)
+        return (x_after, *ordered, *aux)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

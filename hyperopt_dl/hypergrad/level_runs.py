@@ -98,7 +98,7 @@ class LevelRuns:
         steps = [*pairwise((0, *levels))]
         for first, stop in steps:
             for t in range(first, stop):
-                state, Z = tangents.push(state, Z, t)
+                state, Z, *_ = tangents.push(state, Z, t)
             value = tangents.finish(state, Z)
             found.append((value, tangents.run.gradient(self._used(training, stop))))
             tangents.run.gathered.forget()

@@ -7,8 +7,8 @@ parameters, g the gradient of the training loss, H its Hessian.
 """
 
 import warnings
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,11 +29,25 @@ _OTHER_NUMBERS = (
     "Forward(compile=True) compiles the graphs of the loss alone, which is right but slower."
 )
 
+LAMBDA = "λ/"
+"""What tells a hyperparameter from an entry of the state that may have the same name."""
+
 Tangents: TypeAlias = dict[str, Tensor]
 """Z by the names of a state's floating (or complex) entries, ``m`` in front of an entry's shape.
 
 What is missing is zero.
 """
+
+
+class Pushed(NamedTuple):
+    """A state after a step, with its tangents."""
+
+    state: State
+    Z: Tangents
+    loss: Tensor | None = None
+    """The training loss that the step began at, where that is known."""
+    g: Tensor | None = None
+    """Its gradient, where that is at hand."""
 
 
 class WholePush:
@@ -44,29 +58,46 @@ class WholePush:
         hparams: Its hyperparameters, of which those that are floating are differentiated.
         seed: Seed of the run.
         device: Device of the run.
+        discount: What the tangents are multiplied with before each step: 1 in an exact derivative.
 
     Attributes:
         run: The run that the tangents go along with.
         directions: The coordinates.
+        reached: The hyperparameters that something has been seen to depend on.
     """
 
     def __init__(
-        self, training: Training, hparams: Mapping[str, Any], *, seed: int, device: torch.device
+        self,
+        training: Training,
+        hparams: Mapping[str, Any],
+        *,
+        seed: int,
+        device: torch.device,
+        discount: float = 1.0,
     ) -> None:
         self.run = WholeStep(training, hparams, seed=seed, device=device)
         self.directions = Directions(self.run.gathered.leaves)
-        self._reached: set[str] = set()
+        self.discount = discount
+        self.reached: set[str] = set()
 
     def initial(self) -> tuple[State, Tangents]:
         """Return s[0] and Z[0], which is zero but where the initial state depends on λ."""
         recorded = self.run.recorded_initial()
         state = {name: value.detach() for name, value in recorded.items()}
-        return state, self._pushed(Pushforward(recorded, self.run.gathered.leaves), {})
+        return state, self._pushed(Pushforward(recorded, self._leaves()), {})
 
-    def push(self, state: State, Z: Tangents, t: int) -> tuple[State, Tangents]:
+    def push(self, state: State, Z: Tangents, t: int) -> Pushed:
         """Return s[t + 1] and Z[t + 1]."""
         after, (inputs, outputs) = self.run.record(state, t)
-        return after, self._pushed(Pushforward(outputs, {**inputs, **self.run.gathered.leaves}), Z)
+        step = Pushforward(outputs, {**inputs, **self._leaves()})
+        return Pushed(after, self._pushed(step, self._damped(Z)))
+
+    def move(self, values: Mapping[str, float], slopes: Sequence[float]) -> None:
+        """Set hyperparameters that are numbers, and dλ/du of all coordinates, during a run."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self.run.gathered.leaves[name].fill_(value)
+        self.directions.slopes = slopes
 
     def finish(self, state: State, Z: Tangents) -> Tensor:
         """Return E(s[T]), and gather ``dE/dλ = ∂E/∂s Z[T] + ∂E/∂λ``."""
@@ -74,19 +105,27 @@ class WholePush:
         total = torch.zeros(self.directions.m, dtype=torch.double)
         for name, bar in adjoint.items():
             if name in Z:
-                total += _inner(Z[name], bar).to(total.device)
+                total += inner(Z[name], bar).to(total.device)
         for name, derivative in self.directions.split(total).items():
-            if name in self._reached:
+            if name in self.reached:
                 self.run.gathered.add(name, derivative.to(self.run.gathered.leaves[name].device))
         return value
 
-    def _pushed(self, push: Pushforward, Z: Tangents) -> Tangents:
+    def _damped(self, Z: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.discount == 1:
+            return Z
+        return {name: self.discount * z for name, z in Z.items()}
+
+    def _leaves(self) -> Mapping[str, Tensor]:
+        return {LAMBDA + name: leaf for name, leaf in self.run.gathered.leaves.items()}
+
+    def _pushed(self, push: Pushforward, Z: Mapping[str, Tensor]) -> Tangents:
         """Return the tangents of the outputs, along all coordinates."""
-        self._reached |= push.reached & self.run.gathered.leaves.keys()
-        rows = [
-            push({**{name: z[k] for name, z in Z.items()}, **self.directions[k]})
-            for k in range(self.directions.m)
-        ]
+        self.reached |= {n.removeprefix(LAMBDA) for n in push.reached & self._leaves().keys()}
+        rows = []
+        for k in range(self.directions.m):
+            along = {LAMBDA + name: part for name, part in self.directions[k].items()}
+            rows.append(push({**{name: z[k] for name, z in Z.items()}, **along}))
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -97,6 +136,9 @@ class SplitPush(WholePush):
     closed forms. Args as ``WholePush``, and ``compile`` as for ``Forward``: all of a step is one
     graph where the rule and the loss allow for it, and the graphs of the loss are compiled where
     they do not.
+
+    Attributes:
+        training: The training.
     """
 
     def __init__(
@@ -106,17 +148,19 @@ class SplitPush(WholePush):
         *,
         seed: int,
         device: torch.device,
+        discount: float = 1.0,
         compile: bool = False,  # noqa: A002
     ) -> None:
-        super().__init__(training, hparams, seed=seed, device=device)
-        self._training = training
+        super().__init__(training, hparams, seed=seed, device=device, discount=discount)
+        self.training = training
         state, gathered = self.run.initial(), self.run.gathered
-        self._loss = StepLoss(training, gathered, state, compile=compile, shifted=True)
+        self._loss = StepLoss(training, gathered, state, compile=compile, forward=True)
         self._inside = self.directions.matrix(self._loss.used, state["params"])
-        self._reached.update(self._loss.used)
+        self.reached.update(self._loss.used)
         layout = self._loss.network.layout
         self._options = RunOptions(training.optimizer, layout, state["params"], gathered)
-        self._seeds: tuple[Options | None, Seeds] = (None, {})
+        self._in_options: Seeds | None = None
+        self._seeds: Seeds | None = None
         self._fused = self._fusing(state) if compile else None
         self._trusted = False  # the first graph that is replayed is held against the step itself
 
@@ -127,17 +171,27 @@ class SplitPush(WholePush):
         zeros = {n: v.new_zeros(self.directions.m, len(v)) for n, v in moving.items()}
         return state, {name: Z.get(name, zero) for name, zero in zeros.items()}
 
-    def push(self, state: State, Z: Tangents, t: int) -> tuple[State, Tangents]:
+    def move(self, values: Mapping[str, float], slopes: Sequence[float]) -> None:
+        """Set hyperparameters that are numbers, and dλ/du of all coordinates, during a run."""
+        super().move(values, slopes)
+        self._options.refresh()
+        self._seeds = None
+        self._inside = self.directions.matrix(self._loss.used, self._inside)
+        if self._fused is not None:
+            options = self._options.at(0)
+            self._fused.turn_to(options.plain, self._seeds_of(options), self._inside)
+
+    def push(self, state: State, Z: Tangents, t: int) -> Pushed:
         """Return s[t + 1] and Z[t + 1]."""
         slots = slots_of(state)
         dot = {"x": Z["params"], **{name: Z[SLOT + name] for name in slots}}
-        made = None
+        made, g = None, None
         if self._fused is not None and t > 0:
             made = self._fused(state, dot, slots, t)
         if made is None:
-            made = self._made(state, dot, slots, t)
+            made, g = self._made(state, dot, slots, t)
         elif not self._trusted:
-            expected = self._made(state, dot, slots, t)
+            expected, g = self._made(state, dot, slots, t)
             self._trusted = made.agrees(expected)
             if not self._trusted:
                 warnings.warn(_OTHER_NUMBERS, UserWarning, stacklevel=2)
@@ -149,46 +203,56 @@ class SplitPush(WholePush):
             **{BUFFER + name: value for name, value in named.items()},
             **{SLOT + name: value for name, value in made.slots.items()},
         }
-        return after, {"params": made.dot["x"], **{SLOT + n: made.dot[n] for n in slots}}
+        Z = {"params": made.dot["x"], **{SLOT + n: made.dot[n] for n in slots}}
+        return Pushed(after, Z, made.loss, g)
 
     def _fusing(self, state: State) -> FusedPush | None:
         """Return whole steps as graphs, where the steps after the first one are all alike."""
-        options, rule = self._options.at(0), self._training.optimizer
-        scheduled = options is not self._options.at(1)
-        if scheduled or type(rule) not in RULES or self.directions.m > MOST:
+        options, rule = self._options.at(0), self.training.optimizer
+        several = self._options.scheduled or self.directions.m > MOST
+        if several or type(rule) not in RULES or self.discount == 0:
             return None
         if not self._loss.is_pure(state):
             return None
         x, slots = state["params"], slots_of(state)
         g_dot, seeds = x.new_zeros(self.directions.m, len(x)), self._seeds_of(options)
         step = Step(self.directions.m, x, x, g_dot, slots, 1, options.plain, seeds)
-        return FusedPush(self._loss, rule, self._inside, step, state)
+        return FusedPush(self._loss, rule, self._inside, step, state, self.discount)
 
-    def _made(self, state: State, dot: Vectors, slots: Vectors, t: int) -> Made:
+    def _made(self, state: State, dot: Vectors, slots: Vectors, t: int) -> tuple[Made, Tensor]:
         """Make a step: the loss by its graphs, the rule and its tangents by themselves."""
-        g, buffers, saved = self._loss.call("linearize", state, t)
-        x, rule = state["params"], self._training.optimizer
-        g = g[: len(x)]
-        both = torch.cat([dot["x"], self._inside], 1) if self._loss.used else dot["x"]
-        g_dot = torch.stack([saved.pull(row)[0][: len(x)] for row in both])
-        options = self._options.at(t)
+        x, rule, dot = state["params"], self.training.optimizer, self._damped(dot)
+        if self.discount == 0 and not self._loss.used:
+            g, (loss, *buffers) = self._loss.call("gradient", state, t)
+            g_dot = torch.zeros_like(dot["x"])
+        else:
+            g, (loss, *buffers), saved = self._loss.call("linearize", state, t)
+            both = torch.cat([dot["x"], self._inside], 1) if self._loss.used else dot["x"]
+            g_dot = torch.stack([saved.pull(row)[0][: len(x)] for row in both])
+        g, options = g[: len(x)], self._options.at(t)
         seeds = self._seeds_of(options)
         step = Step(self.directions.m, x, g, g_dot, slots, t + 1, options.plain, seeds)
         with torch.no_grad():
             dot_after = push_rule(rule, dot, step)
             x_after, after = rule.update(x, g, slots, options.plain, t)
-        return Made(x_after, after, dot_after, buffers)
+        return Made(x_after, after, dot_after, loss, tuple(buffers)), g
 
     def _seeds_of(self, options: Options) -> Seeds:
-        """Return how the coordinates move the options; once for a run without a schedule."""
-        if self._seeds[0] is not options:
-            seeds, reached = self.directions.seeds(options)
-            self._reached |= reached
-            self._seeds = (options, seeds)
-        return self._seeds[1]
+        """Return how the coordinates move the options.
+
+        Without a schedule, an option is a hyperparameter or has some among its entries: how it
+        moves with them is found once, whatever they are.
+        """
+        if self._seeds is not None and not self._options.scheduled:
+            return self._seeds
+        if self._in_options is None or self._options.scheduled:
+            self._in_options, reached = self.directions.seeds(options)
+            self.reached |= reached
+        self._seeds = self.directions.along(self._in_options)
+        return self._seeds
 
 
-def _inner(rows: Tensor, bar: Tensor) -> Tensor:
+def inner(rows: Tensor, bar: Tensor) -> Tensor:
     """Return the inner products ``[m]`` of tangents with an adjoint, added up in double."""
     wide = torch.complex128 if bar.is_complex() else torch.double
     product = rows.to(wide).reshape(len(rows), -1).conj() @ bar.to(wide).reshape(-1)

@@ -37,6 +37,9 @@ class RunOptions:
         layout: The names and sizes of the parameters.
         like: The ``[p]`` parameter vector.
         gathered: The hyperparameters, and where their derivative adds up.
+
+    Attributes:
+        scheduled: Whether a schedule makes the options of steps differ.
     """
 
     def __init__(
@@ -44,12 +47,18 @@ class RunOptions:
     ) -> None:
         self._optimizer, self._layout, self._like = optimizer, layout, like
         self._gathered = gathered
-        self._constant = None if _is_scheduled(optimizer) else self._resolve(0)
+        self.scheduled = _is_scheduled(optimizer)
+        self._constant = None if self.scheduled else self._resolve(0)
         self._sums: dict[str, Tensor] = {}
 
     def at(self, t: int) -> Options:
         """Return the options of step ``t``."""
         return self._resolve(t) if self._constant is None else self._constant
+
+    def refresh(self) -> None:
+        """Take up hyperparameters that have been moved where they are."""
+        if self._constant is not None:
+            self._constant = self._resolve(0)
 
     def add(self, options: Options, adjoints: Mapping[str, Tensor]) -> None:
         """Add what a step has shown of dE/d option, by name."""

@@ -1,4 +1,4 @@
-"""The training loss of a ``Supervised`` along a run, and the choice of its derivatives.
+"""The loss of a ``Supervised`` along a run, and the choice of its derivatives.
 
 The loss of step t is a function of the parameters and of everything else that it reads: frozen
 parameters, buffers, the batch, hyperparameters. Its derivatives are traced once and replayed
@@ -7,7 +7,7 @@ parameters, buffers, the batch, hyperparameters. Its derivatives are traced once
 Reverse mode differentiates the loss in x. Forward mode also needs how g moves with the
 hyperparameters λ inside the loss: there the loss is a function of ``x̃ = (x, δ)``, with λ + δ in the
 place of λ at δ = 0. With ``ũ = (z, e)`` the Hessian product ``H̃ũ`` then begins with
-``Hz + (∂g/∂λ) e``, the derivative of g along both, in one pull.
+``Hz + (∂g/∂λ) e``, the derivative of g along both, in one pull; and g has ``∂ℓ/∂λ`` behind it.
 
 Letters: x the p parameters; λ the hyperparameters that the loss reads, of q entries; ℓ the loss on
 a batch; g its gradient; H its Hessian; t the step.
@@ -22,6 +22,7 @@ from torch import Tensor
 from hyperopt_dl.batches import Batch
 from hyperopt_dl.hypergrad.agreement import Example
 from hyperopt_dl.hypergrad.eager import Eager, Loss, Tensors
+from hyperopt_dl.hypergrad.held_out import HeldOut
 from hyperopt_dl.hypergrad.leaves import Gathered
 from hyperopt_dl.hypergrad.traced import Traced, checked, choose
 from hyperopt_dl.network import Weights
@@ -38,14 +39,15 @@ TRACED_FROM = 50
 
 
 class StepLoss:
-    """The training loss of one run and its derivatives.
+    """The training loss of one run, or its validation loss, and the derivatives.
 
     Args:
-        training: The training.
+        training: The training, or its validation data.
         gathered: Its hyperparameters.
         state: The state before step 0.
         compile: Whether the graphs of the loss are compiled, however short the run.
-        shifted: Whether the loss is a function of x̃, for forward mode.
+        forward: Whether the loss is for forward mode: a function of x̃, whose value comes with its
+            gradient, before the buffers.
 
     Attributes:
         network: The structure that the state belongs to.
@@ -56,12 +58,12 @@ class StepLoss:
 
     def __init__(
         self,
-        training: Supervised,
+        training: Supervised | HeldOut,
         gathered: Gathered,
         state: State,
         *,
         compile: bool = False,  # noqa: A002
-        shifted: bool = False,
+        forward: bool = False,
     ) -> None:
         self._training = training
         self._gathered = gathered
@@ -69,7 +71,8 @@ class StepLoss:
         self._read_only = False
         self.used = self._used_by_the_loss(state)
         self.sizes = [gathered.leaves[name].numel() for name in self.used]
-        self._shifted = shifted and bool(self.used)
+        self._forward = forward
+        self._shifted = forward and bool(self.used)
         self.key = self._key_of(compile)
         self._derivatives = self._choose(state, compile)
         self._read_only = self._only_reads(state)
@@ -117,7 +120,7 @@ class StepLoss:
     def _loss(self, state: State, width: int) -> Loss:
         """Return the training loss as a function of x and of ``width`` tensors of ``tensors``.
 
-        Where it is shifted, as a function of x̃.
+        For forward mode, as a function of x̃, with its value before the buffers.
         """
         frozen, buffers = (tuple(part) for part in unpack(state)[1:])
         leaves, hparams = tuple(self._gathered.leaves), self._gathered.hparams
@@ -132,7 +135,7 @@ class StepLoss:
             batch = Batch(tuple(next(parts) for _ in range(inputs)), next(parts), next(parts))
             given = {**hparams, **{name: next(parts) for name in leaves}}
             value, after = training.inner_loss(network, weights, batch, given)
-            return value, tuple(after[name] for name in buffers)
+            return value, (*([value] if self._forward else []), *after.values())
 
         return shifted(loss, self._wrt(width), self.sizes) if self._shifted else loss
 
@@ -184,7 +187,8 @@ class StepLoss:
         """Return what two runs of a network must share to have the same traces."""
         leaves = tuple(self._gathered.leaves)
         structure = {n: _whole(v) for n, v in self._gathered.hparams.items() if n not in leaves}
-        return compiled, self._shifted, self.used, leaves, repr(sorted(structure.items()))
+        kind = type(self._training), self._forward
+        return compiled, kind, self.used, leaves, repr(sorted(structure.items()))
 
     def _only_reads(self, state: State) -> bool:
         """Return whether the step is known to leave the batch that it is given as it is."""

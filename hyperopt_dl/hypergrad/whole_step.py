@@ -126,6 +126,21 @@ class WholeStep:
 
     def pull_loss(self, state: State, weight: float = 1.0) -> tuple[Tensor, Adjoint]:
         """Return E(s) and ``weight`` times its adjoint, and gather as much of ∂E/∂λ."""
+        loss, inputs = self._recorded_loss(state)
+        return loss.detach(), self.gathered.pull([loss], [torch.full_like(loss, weight)], inputs)
+
+    def gradient_of_loss(self, state: State) -> tuple[Tensor, Adjoint, dict[str, Tensor]]:
+        """Return E(s), ∂E/∂s and ∂E/∂λ, each by name; nothing is gathered."""
+        loss, inputs = self._recorded_loss(state)
+        leaves = self.gathered.leaves
+        found = torch.autograd.grad(loss, [*inputs.values(), *leaves.values()], allow_unused=True)
+        adjoint, direct = (
+            {n: part for n, part in zip(names, parts, strict=True) if part is not None}
+            for names, parts in ((inputs, found[: len(inputs)]), (leaves, found[len(inputs) :]))
+        )
+        return loss.detach(), adjoint, direct
+
+    def _recorded_loss(self, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = _leaves(state)
         with torch.enable_grad():
             loss = self._training.loss({**state, **inputs}, self.gathered.hparams)
@@ -137,7 +152,7 @@ class WholeStep:
                 "The outer loss must depend on the state in a differentiable way, got a value "
                 "without a graph. Remove the detach(), .item(), argmax or no_grad() between them."
             )
-        return loss.detach(), self.gathered.pull([loss], [torch.full_like(loss, weight)], inputs)
+        return loss, inputs
 
     def pull_initial(self, adjoint: Adjoint) -> None:
         """Gather α[0] ∂s[0]/∂λ, where the initial state depends on the hyperparameters."""

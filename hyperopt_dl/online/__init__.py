@@ -12,5 +12,14 @@ from hyperopt_dl.online.delta_bar_delta import DeltaBarDelta
 from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.history import Move
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent
+from hyperopt_dl.online.tuned_run import TunedRun
 
-__all__ = ["DeltaBarDelta", "Descent", "Forward", "ForwardTuner", "HypergradientDescent", "Move"]
+__all__ = [
+    "DeltaBarDelta",
+    "Descent",
+    "Forward",
+    "ForwardTuner",
+    "HypergradientDescent",
+    "Move",
+    "TunedRun",
+]

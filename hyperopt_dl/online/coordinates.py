@@ -138,13 +138,25 @@ def parse(name: str, dimension: object, rule: Rule) -> tuple[str, int | None]:
     return option, None if parsed["group"] is None else int(parsed["group"])
 
 
+def continuous(name: str, dimension: object) -> Float:
+    """Return the dimension, or raise a SpaceError where it is not a line to move along."""
+    if not isinstance(dimension, Float) or dimension.step is not None:
+        raise SpaceError(
+            f"Online tuning moves a number continuously: {name!r} needs a Float without a step, "
+            f"got {dimension!r}. Write Float(low, high, log=True)."
+        )
+    if dimension.low == dimension.high:
+        raise SpaceError(f"{name!r} needs low < high, got {dimension!r}. Leave it out of tune.")
+    return dimension
+
+
 def _in_loss(name: str, dimension: object, tensor: Tensor, rule: Rule) -> Coordinate:
     if re.split(r"[@\[]", name)[0] in (*rule.options, "betas"):
         raise TrainingError(
             f"A tensor of in_loss must not be named as an option of the optimizer, got {name!r}. "
             f"Give it another name."
         )
-    coordinate = Coordinate(name, name, (), _continuous(name, dimension))
+    coordinate = Coordinate(name, name, (), continuous(name, dimension))
     value = float(tensor.detach())
     if not coordinate.dimension.contains(value):
         raise SpaceError(
@@ -169,7 +181,7 @@ def _coordinate(name: str, dimension: Float, groups: Sequence[Group], rule: Rule
 
 
 def _check_dimension(name: str, option: str, dimension: object, rule: Rule) -> None:
-    dimension = _continuous(name, dimension)
+    dimension = continuous(name, dimension)
     for bound in (dimension.low, dimension.high):
         check_option("tune", name, bound, rule.options[option])
     if option == "momentum" and dimension.low == 0:
@@ -177,17 +189,6 @@ def _check_dimension(name: str, option: str, dimension: object, rule: Rule) -> N
             f"{name!r} needs low > 0, got {dimension!r}: torch keeps no buffer at momentum 0, and "
             f"no derivative leads away from there. Start at a small positive number."
         )
-
-
-def _continuous(name: str, dimension: object) -> Float:
-    if not isinstance(dimension, Float) or dimension.step is not None:
-        raise SpaceError(
-            f"Online tuning moves a number continuously: {name!r} needs a Float without a step, "
-            f"got {dimension!r}. Write Float(low, high, log=True)."
-        )
-    if dimension.low == dimension.high:
-        raise SpaceError(f"{name!r} needs low < high, got {dimension!r}. Leave it out of tune.")
-    return dimension
 
 
 def _check_start(coordinate: Coordinate, group: Group, number: int) -> None:

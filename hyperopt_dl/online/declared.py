@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.coordinates import parse
+from hyperopt_dl.online.course import check_every, check_numbers
 from hyperopt_dl.online.directions import check_family
-from hyperopt_dl.online.forward_tuner import ForwardTuner, check_numbers
+from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent, check_rule
 from hyperopt_dl.online.kept import params_of
 from hyperopt_dl.online.rules import rule_of
@@ -67,8 +68,7 @@ class Forward:
         check_numbers(**_constants(self._settings(), default=0.5))
         if not self.tune:
             raise TrainingError("tune must name a hyperparameter, got none. Write {'lr': ...}.")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise TrainingError(f"every must be a whole number of at least 1, got {self.every!r}.")
+        check_every(self.every)
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that the settings name."""
@@ -79,6 +79,7 @@ class Forward:
         rule = rule_of(kind_of(training.optimizer))
         for name, dimension in self.tune.items():
             parse(name, dimension, rule)
+        training.held_out(self.batch_size)
         if self.every > training.steps:
             raise TrainingError(
                 f"every must be at most the {training.steps} steps of the training, got "
@@ -98,7 +99,15 @@ class Forward:
         def tuner_of(optimizer: torch.optim.Optimizer) -> ForwardTuner:
             return ForwardTuner(optimizer, self.tune, **settings)
 
-        return OnlineRun(training, hparams, tuner_of, self._step, seed=seed, device=device)
+        return OnlineRun(
+            training,
+            hparams,
+            tuner_of,
+            self._step,
+            seed=seed,
+            device=device,
+            batch_size=self.batch_size,
+        )
 
     def _step(
         self,
@@ -141,10 +150,6 @@ class Descent:
 
     def __post_init__(self) -> None:
         check_rule(**_constants({"hyper_lr": self.hyper_lr}, default=0.02), rule=self.rule)
-
-    @property
-    def batch_size(self) -> None:
-        """No examples of the validation data are looked at."""
 
     def names(self) -> frozenset[str]:
         """The hyperparameters that the settings name."""

@@ -8,7 +8,6 @@ optimizer step in its state and in the hyperparameters. The hypergradient of a v
 Letters: Z tangents, E validation loss, m coordinates, p parameters of a group.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,17 +17,18 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.block import Block
 from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, write
-from hyperopt_dl.online.discount import Discount, Discounts, check_discount
-from hyperopt_dl.online.divergence import DEAD, alive, chaotic, exploded
+from hyperopt_dl.online.course import Course, check_numbers, check_processes
+from hyperopt_dl.online.discount import Discount, Discounts
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
 from hyperopt_dl.online.in_loss import InLoss, check_in_loss
-from hyperopt_dl.online.moves import Moments, at_rest, next_move
 from hyperopt_dl.online.products import checked, gradient, product
 from hyperopt_dl.online.rates import Rates
 from hyperopt_dl.online.rules import options_of, rule_of
 from hyperopt_dl.online.snapshot import Snapshot, put_back, taken
+from hyperopt_dl.online.tuned_run import TunedRun
 from hyperopt_dl.space import Float
+from hyperopt_dl.training import HParams, Training
 
 
 class ForwardTuner:
@@ -108,7 +108,7 @@ class ForwardTuner:
         explosion: float = 4.0,
     ) -> None:
         check_numbers(hyper_lr, discount, clip, trust, explosion)
-        _check_processes()
+        check_processes()
         self._rule = rule_of(type(optimizer))
         self.optimizer = optimizer
         check_in_loss(in_loss or {}, tune, discount)
@@ -116,23 +116,51 @@ class ForwardTuner:
         self._in_loss = InLoss(self.coordinates, in_loss or {})
         self.hyper_lr, self.discount = hyper_lr, discount
         self._discounts = Discounts(discount, self.coordinates)
-        self._clip, self._trust, self._explosion = clip, trust, explosion
         self.steps = 0
         self.history: list[Move] = []
         m = len(self.coordinates)
+        self._course = Course(m, hyper_lr=hyper_lr, clip=clip, trust=trust, explosion=explosion)
         self._blocks = [
             Block([p for p in group["params"] if p.requires_grad], self._rule, m)
             for group in optimizer.param_groups
         ]
         self._params = [param for block in self._blocks for param in block.params]
         self._gradients = Gradients(self._params)
-        self._moments = at_rest(m)
-        self._first_loss: float | None = None
-        self._first_alive = 0.0
         self._start: Snapshot | None = taken(optimizer) if hyper_lr else None
-        self._good, self._fell = self._start, False
-        self._since_reset = 0
+        self._good = self._start
         self._rates = Rates(optimizer, self._before_step)
+
+    @classmethod
+    def from_training(
+        cls,
+        training: Training,
+        hparams: HParams,
+        tune: Mapping[str, Float],
+        hyper_lr: float = 0.1,
+        discount: float = 1.0,
+        *,
+        every: int = 10,
+        batch_size: int | None = None,
+        clip: float = 1.0,
+        trust: float = 0.5,
+        explosion: float = 4.0,
+        compile: bool = False,  # noqa: A002
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> TunedRun:
+        """Return a run of a training that is tuned like a loop, at less cost: call its ``step()``.
+
+        The step of a training is a pure function: it is traced once, and replayed with its
+        tangents. The arguments are those of ``TunedRun``, which says what they are.
+
+        Raises:
+            TrainingError: An argument is wrong, or the tangents do not fit into memory.
+            SpaceError: A dimension cannot be tuned, or does not hold where it starts.
+        """
+        given: dict[str, Any] = {"clip": clip, "trust": trust, "explosion": explosion}
+        given |= {"every": every, "batch_size": batch_size, "compile": compile}
+        given |= {"hyper_lr": hyper_lr, "discount": discount, "seed": seed, "device": device}
+        return TunedRun(training, hparams, tune, **given)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of the training loss to ``.grad``, and carry its tangents along.
@@ -147,10 +175,8 @@ class ForwardTuner:
                 since the last call.
         """
         value = checked(loss)
-        first = self._first_loss is None
-        if first and math.isfinite(value):
-            self._first_loss = abs(value)
-        if self.hyper_lr and self._exploded(value):
+        first = not self._course.begun
+        if self._course.explodes(value):
             self._fall_back(f"a training loss of {value:g}")
         elif self.discount == 0:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -159,7 +185,7 @@ class ForwardTuner:
                 self._gradients.check_leaves(loss, self._in_loss.tensors)
             self._carry(loss, first)
         if first:
-            self._first_alive = alive([param.grad for param in self._params])
+            self._course.begin([param.grad for param in self._params])
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Do what ``torch.nn.utils.clip_grad_norm_`` does, and carry the tangents through it.
@@ -193,20 +219,14 @@ class ForwardTuner:
         value = checked(validation_loss)
         e = gradient(validation_loss, [*self._params, *self._in_loss.tensors], graph=False)
         h = self._hypergradient(e)
-        lost = self._exploded(value) or chaotic(value, h, self._explosion)
-        if self.hyper_lr and (lost or alive(e) < DEAD * self._first_alive):
+        if self._course.lost(value, h, e):
             self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}", value)
-            return
-        if not self._since_reset:
-            return
-        if self.hyper_lr:
-            by, self._moments = next_move(
-                self._moments, h, hyper_lr=self.hyper_lr, clip=self._clip, trust=self._trust
-            )
-            self._move(by)
-            self._good, self._fell = taken(self.optimizer), False
-        self._discounts.adapt(self._split(e[: len(self._params)]), self.get_last_lr())
-        self._record(h, value)
+        elif self._course.steps:
+            if self.hyper_lr:
+                self._move(self._course.move(h))
+                self._good = taken(self.optimizer)
+            self._discounts.adapt(self._split(e[: len(self._params)]), self.get_last_lr())
+            self._record(h, value)
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of each parameter group, as the next step takes it."""
@@ -225,14 +245,11 @@ class ForwardTuner:
         return {
             "names": [coordinate.name for coordinate in self.coordinates],
             "steps": self.steps,
-            "since_reset": self._since_reset,
             "tangents": [dict(block.dot) for block in self._blocks],
-            "moments": tuple(self._moments),
             "discounts": list(self._discounts.state),
             "scales": list(self._rates.scales),
             "in_loss": self._in_loss.values(),
-            "first": (self._first_loss, self._first_alive),
-            "fell": self._fell,
+            "course": self._course.state_dict(),
             "snapshots": [tuple(kept) for kept in (self._start, self._good) if kept],
             "history": packed(self.history),
         }
@@ -251,16 +268,15 @@ class ForwardTuner:
                 f"A state must be of a tuner of {names} with tangents of shapes {own}, got "
                 f"{state['names']} and {shapes}. Build model, optimizer and tuner as they were."
             )
-        self.steps, self._since_reset = state["steps"], state["since_reset"]
-        self._first_loss, self._first_alive = state["first"]
+        self.steps = state["steps"]
+        self._course.load_state_dict(state["course"])
         self._rates.scales = list(state["scales"])
         self._in_loss.load(state["in_loss"])
         self._discounts.state = list(state["discounts"])
-        self._moments, self.history = Moments(*state["moments"]), unpacked(state["history"])
+        self.history = unpacked(state["history"])
         for block, tangents in zip(self._blocks, state["tangents"], strict=True):
             block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
         if self.hyper_lr and state["snapshots"]:
-            self._fell = state["fell"]
             self._start, self._good = (
                 Snapshot(*kept).to(self.optimizer) for kept in state["snapshots"]
             )
@@ -299,7 +315,7 @@ class ForwardTuner:
             seeds = self._seeds(number)
             options = {**options_of(group), "lr": self._rates.last()[number]}
             block.advance(self.optimizer.state, options, seeds, self._discounts.factor)
-        self._since_reset += 1
+        self._course.steps += 1
 
     def _seeds(self, number: int) -> dict[str, list[tuple[int, float]]]:
         """Return which coordinate moves which option of a group, and how fast."""
@@ -337,9 +353,6 @@ class ForwardTuner:
                 else:
                     write(self.optimizer.param_groups[number], coordinate.option, moved)
 
-    def _exploded(self, loss: float) -> bool:
-        return exploded(loss, self._first_loss, self._explosion)
-
     def _fall_back(self, why: str, loss: float | None = None) -> None:
         """Put the last good weights back and lower the tuned learning rates."""
         rates = [c for c in self.coordinates if c.option == "lr"]
@@ -350,15 +363,15 @@ class ForwardTuner:
                 f"Training diverged ({why}), and no tuned learning rate can go down further, got "
                 f"{before}. Tune 'lr', lower its bound, or start the optimizer with a lower one."
             )
-        # Twice in a row: the weights that were held for good are not.
-        self._good, self._fell = (self._start if self._fell else self._good), True
+        if self._course.fell:  # twice in a row: the weights that were held for good are not
+            self._good = self._start
         assert self._good is not None
         put_back(self._good, self.optimizer)
         self._gradients.mark()
         for block in self._blocks:
             block.reset()
         self._discounts.reset()
-        self._moments, self._since_reset = at_rest(len(self.coordinates)), 0
+        self._course.fall()
         self._record(None, loss)
 
     def _record(self, h: Sequence[float] | None, loss: float | None) -> None:
@@ -377,24 +390,3 @@ class ForwardTuner:
             split.append(parts[begin:end])
             begin = end
         return split
-
-
-def check_numbers(
-    hyper_lr: float, discount: Discount, clip: float, trust: float, explosion: float
-) -> None:
-    """Raise a TrainingError unless these can be arguments of `ForwardTuner`."""
-    if not 0 <= hyper_lr < math.inf:
-        raise TrainingError(f"hyper_lr must be a number >= 0, got {hyper_lr}. Try 0.1.")
-    check_discount(discount)
-    for name, value in (("clip", clip), ("trust", trust), ("explosion", explosion)):
-        if not 0 < value <= math.inf:
-            raise TrainingError(f"{name} must be a positive number, got {value}.")
-
-
-def _check_processes() -> None:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and (processes := torch.distributed.get_world_size()) > 1:
-        raise TrainingError(
-            f"ForwardTuner is for a run in one process, got a group of {processes}: it does not "
-            f"average tangents over them. Use HypergradientDescent."
-        )

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from hyperopt_dl.hypergrad.held_out import HeldOut
 from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.history import OnlineRecord
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent
@@ -31,6 +32,7 @@ class OnlineRun(Generic[Tuner]):
             clip gradients to, and a function that returns a validation loss with its graph.
         seed: Seed of the run.
         device: Device of the run.
+        batch_size: Validation examples that the tuner looks at each time, ``None`` for all.
 
     Attributes:
         tuner: The tuner.
@@ -45,9 +47,11 @@ class OnlineRun(Generic[Tuner]):
         *,
         seed: int,
         device: torch.device | str,
+        batch_size: int | None = None,
     ) -> None:
         state = training.init(hparams, seed=seed, device=device)
         self._training, self._hparams = training, hparams
+        self._held_out = HeldOut(training, batch_size)
         self._step: Callable[[Tuner, Tensor, float | None, Callable[[], Tensor]], None] = step
         self._rest = {n: v for n, v in state.items() if n != "params" and not n.startswith(SLOT)}
         network = training.network(state, hparams)
@@ -86,7 +90,7 @@ class OnlineRun(Generic[Tuner]):
             self._step(self.tuner, loss, self._max_norm, lambda: self._validation_loss(t))
 
     def _validation_loss(self, t: int) -> Tensor:
-        return self._training.loss_on_batch(self._state(), self._hparams, t)
+        return self._held_out.loss(self._state(), self._hparams, t)
 
     def _state(self) -> State:
         """Return the present state; the parameters are a function of the optimizer's leaves."""

@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from hyperopt_dl.errors import StudyError
-from hyperopt_dl.online import DeltaBarDelta, ForwardTuner, HypergradientDescent
+from hyperopt_dl.online import DeltaBarDelta, ForwardTuner, HypergradientDescent, TunedRun
 from hyperopt_dl.online.history import OnlineRecord
 from hyperopt_dl.space import Float, Space
 from hyperopt_dl.trial import Outcome, read_values
 
-OnlineTuner: TypeAlias = ForwardTuner | HypergradientDescent | DeltaBarDelta
+OnlineTuner: TypeAlias = ForwardTuner | TunedRun | HypergradientDescent | DeltaBarDelta
 
 
 def outcome_of(tuner: OnlineTuner, value: Any, objectives: int) -> Outcome:
@@ -39,7 +39,7 @@ def outcome_of(tuner: OnlineTuner, value: Any, objectives: int) -> Outcome:
 
 def rates_in(space: Space, tuner: OnlineTuner) -> dict[str, float]:
     """Return the last values of a tuner's rates that are values of a space, by its names."""
-    alone = len(tuner.optimizer.param_groups) == 1
+    alone = not isinstance(tuner, TunedRun) and len(tuner.optimizer.param_groups) == 1
     found = {}
     for name, value in tuner.history[-1].values.items():
         if alone and name not in space:

@@ -13,14 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.executors import Executor, Serial
 from hyperopt_dl.executors.devices import local_device
-from hyperopt_dl.online import DeltaBarDelta, ForwardTuner, HypergradientDescent, Move
+from hyperopt_dl.online import Move
 from hyperopt_dl.online.history import from_lines
 from hyperopt_dl.space import Array, Dimension, Space
 from hyperopt_dl.study.artifacts import Artifacts, open_artifacts
 from hyperopt_dl.study.checks import check_limits, check_study, check_workload, estimator_of
 from hyperopt_dl.study.ledger import ONLINE, Ledger
 from hyperopt_dl.study.loop import Callback, Limits, Loop
-from hyperopt_dl.study.online_run import outcome_of, rates_in, reported
+from hyperopt_dl.study.online_run import OnlineTuner, outcome_of, rates_in, reported
 from hyperopt_dl.study.optuna_study import Direction, check_compatible, open_study
 from hyperopt_dl.study.progress import Progress
 from hyperopt_dl.study.storage import Storage, default_name, open_storage
@@ -242,7 +242,7 @@ class Study:
 
     def log_online(
         self,
-        tuner: ForwardTuner | HypergradientDescent | DeltaBarDelta,
+        tuner: OnlineTuner,
         value: Any = None,
         *,
         params: Mapping[str, Any] | None = None,
@@ -251,15 +251,15 @@ class Study:
 
         Call it once, when the run has ended. The trial's parameters are ``params``, and the last
         values of those rates that the space has, as far as they lie in it; of an optimizer with one
-        group ``"lr"`` is ``"lr@0"`` too. The losses that ``ForwardTuner.step`` was given become its
-        intermediate values. Its attribute ``"online"`` names the tuner, the steps, the last value
-        of each rate and the artifact with all moves, which `online_history` reads.
+        group ``"lr"`` is ``"lr@0"`` too. The losses that ``ForwardTuner.step`` was given, or that a
+        ``TunedRun`` has looked at, become its intermediate values. Its attribute ``"online"`` names
+        the tuner, the steps, the last value of each rate and the artifact with all moves, which
+        `online_history` reads.
 
         Args:
             tuner: The online tuner of the run.
             value: The value of the trial, as for `tell`: a number, or one for each objective.
-                ``None`` is the last loss that ``ForwardTuner.step`` was given; the other tuners see
-                no validation loss.
+                ``None`` is the last of these losses; the other tuners see no validation loss.
             params: What else the run was made with. What is named here is not taken from the tuner.
 
         Returns:

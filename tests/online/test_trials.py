@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import hyperopt_dl as hd
 from hyperopt_dl.executors import Processes
+from hyperopt_dl.hypergrad.held_out import HeldOut
 from hyperopt_dl.online import Descent, Forward, ForwardTuner, HypergradientDescent
 from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, ClipNorm, Optimizer, RMSprop, Schedule
 from hyperopt_dl.trial import Job, Outcome, Trial, run_trial
@@ -207,7 +208,7 @@ def test_a_move_looks_at_the_examples_that_it_was_told() -> None:
     every = training(model=plain, online=Forward({"lr": LR}, every=4, batch_size=20))
     part = training(model=plain, online=Forward({"lr": LR}, every=4, batch_size=5))
     state = part.init({}, seed=3, device="cpu")
-    losses = [float(part.loss_on_batch(state, {}, t)) for t in range(4)]
+    losses = [float(HeldOut(part, 5).loss(state, {}, t)) for t in range(4)]
     assert len(set(losses)) == 4  # of an epoch, other examples each time
     assert sum(losses) / 4 == pytest.approx(float(part.loss(state, {})), rel=1e-12)
     records = [run(made)[0].online for made in (whole, every, part)]

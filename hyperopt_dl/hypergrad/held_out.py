@@ -1,0 +1,58 @@
+"""The validation loss of a ``Supervised`` along a run, on batches, as a tuner looks at it.
+
+It has what ``StepLoss`` asks of a training, so that its gradient is traced and replayed like that
+of the training loss.
+"""
+
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from hyperopt_dl.batches import Batch
+from hyperopt_dl.network import Network, Weights
+from hyperopt_dl.seeds import derive, seeded
+from hyperopt_dl.supervised import Supervised, unpack
+from hyperopt_dl.training import HParams, State
+
+
+class HeldOut:
+    """The validation data of a training, ``batch_size`` at a time, in evaluation mode.
+
+    Args:
+        training: The training.
+        batch_size: Examples a look, shuffled by the run's seed; ``None`` is all of them.
+
+    Raises:
+        TrainingError: The batch size does not fit.
+    """
+
+    def __init__(self, training: Supervised, batch_size: int | None) -> None:
+        self._training = training
+        self._batches = training.held_out(batch_size)
+        self.steps = training.steps
+        self.in_memory = self._batches.in_memory
+
+    def network(self, state: State, hparams: HParams) -> Network:
+        """Return the structure that a state belongs to."""
+        return self._training.network(state, hparams)
+
+    def draws(self, state: State, t: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return the context in which everything random of a look is drawn, always the same."""
+        return seeded(derive(int(state["seed"]), "evaluate"), state["params"].device)
+
+    def batch(self, state: State, t: int, *, shared: bool = False) -> Batch:
+        """Return the examples of the look after step ``t``."""
+        seed = derive(int(state["seed"]), "validation")
+        return self._batches.at(seed, t, state["params"].device, shared=shared)
+
+    def inner_loss(
+        self, network: Network, weights: Weights, batch: Batch, hparams: HParams
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the validation loss on a batch; evaluation makes no new buffers."""
+        return self._training.outer_loss(network, weights, batch, hparams), {}
+
+    def loss(self, state: State, hparams: HParams, t: int) -> Tensor:
+        """Return the validation loss of the look after step ``t``, a 0-dim tensor."""
+        network = self.network(state, hparams)
+        with self.draws(state, t):
+            return self._training.outer_loss(network, unpack(state), self.batch(state, t), hparams)
