@@ -5,6 +5,7 @@ of the training loss.
 """
 
 from contextlib import AbstractContextManager
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from hyperopt_dl.network import Network, Weights
 from hyperopt_dl.seeds import derive, seeded
 from hyperopt_dl.supervised import Supervised, unpack
 from hyperopt_dl.training import HParams, State
+
+_below = lru_cache(maxsize=8)(derive)
 
 
 class HeldOut:
@@ -38,11 +41,11 @@ class HeldOut:
 
     def draws(self, state: State, t: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return the context in which everything random of a look is drawn, always the same."""
-        return seeded(derive(int(state["seed"]), "evaluate"), state["params"].device)
+        return seeded(_below(int(state["seed"]), "evaluate"), state["params"].device)
 
     def batch(self, state: State, t: int, *, shared: bool = False) -> Batch:
         """Return the examples of the look after step ``t``."""
-        seed = derive(int(state["seed"]), "validation")
+        seed = _below(int(state["seed"]), "validation")
         return self._batches.at(seed, t, state["params"].device, shared=shared)
 
     def inner_loss(

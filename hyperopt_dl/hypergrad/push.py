@@ -176,7 +176,8 @@ class SplitPush(WholePush):
         super().move(values, slopes)
         self._options.refresh()
         self._seeds = None
-        self._inside = self.directions.matrix(self._loss.used, self._inside)
+        if self._loss.used:
+            self._inside = self.directions.matrix(self._loss.used, self._inside)
         if self._fused is not None:
             options = self._options.at(0)
             self._fused.turn_to(options.plain, self._seeds_of(options), self._inside)

@@ -57,8 +57,14 @@ class RunOptions:
 
     def refresh(self) -> None:
         """Take up hyperparameters that have been moved where they are."""
-        if self._constant is not None:
+        constant = self._constant
+        if constant is None:
+            return
+        if any(value.ndim for value in constant.recorded.values()):  # put together from several
             self._constant = self._resolve(0)
+            return
+        numbers = {name: float(value.detach()) for name, value in constant.recorded.items()}
+        self._constant = constant._replace(plain={**constant.plain, **numbers})
 
     def add(self, options: Options, adjoints: Mapping[str, Tensor]) -> None:
         """Add what a step has shown of dE/d option, by name."""
