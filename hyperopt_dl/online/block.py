@@ -40,7 +40,8 @@ class Block:
 
     Attributes:
         dot: Tangents by name, each `m x p`: ``"x"`` and the rule's slots as far as they are used.
-        g_dot: Tangents of the gradients gathered so far, `m x p`.
+        g_dot: Tangents of the gradients gathered so far, `m x p`, along discounted ones of the
+            parameters.
     """
 
     def __init__(self, params: Sequence[Tensor], rule: Rule, m: int) -> None:
@@ -63,9 +64,10 @@ class Block:
         """Set all tangents to zero: the run begins here."""
         self.dot = {"x": torch.zeros_like(self.g_dot)}
 
-    def along(self, row: int) -> list[Tensor]:
-        """Return a row of the parameters' tangent, as views in the parameters' shapes."""
-        pieces = torch.split(self.dot["x"][row], self._sizes)
+    def along(self, row: int, discount: float) -> list[Tensor]:
+        """Return a row of the parameters' tangent, discounted, in the parameters' shapes."""
+        x = self.dot["x"][row]
+        pieces = torch.split(x if discount == 1 else discount * x, self._sizes)
         return [piece.view(param.shape) for piece, param in zip(pieces, self.params, strict=True)]
 
     def begin(self, stale: Sequence[bool]) -> None:
@@ -126,7 +128,7 @@ class Block:
                 m=len(self.g_dot),
                 x=_joined(run.params) if has_decay else None,
                 g=_joined([param.grad for param in run.params]),  # type: ignore[misc]
-                g_dot=self._damped(self.g_dot[:, columns], discount),
+                g_dot=self.g_dot[:, columns] if has_past else self._zero,
                 slots=slots,
                 t=run.t,
                 options=options,

@@ -290,8 +290,8 @@ class ForwardTuner:
         for block, stale in zip(self._blocks, self._split(self._gradients.add(own)), strict=True):
             block.begin(stale)
         m = len(self.coordinates)
-        for row in range(m):
-            z = [view for block in self._blocks for view in block.along(row)]
+        for row, (mu, _) in enumerate(self._discounts.state):
+            z = [view for block in self._blocks for view in block.along(row, mu)]
             found = product(g, self._params, [*z, *self._in_loss.along(row)], last=row == m - 1)
             for block, parts in zip(self._blocks, self._split(found), strict=True):
                 block.gather(row, parts)

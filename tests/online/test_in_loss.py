@@ -61,6 +61,31 @@ def train(model: nn.Module, tuner: ForwardTuner, rho: Tensor, steps: range) -> N
             tuner.step(loss_of(model, -1))
 
 
+def test_a_discount_is_on_what_lies_behind_alone() -> None:
+    H = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.double)
+    rho, x = scalar(RHO), nn.Parameter(torch.tensor([3.0, -1.0], dtype=torch.double))
+    tune, discount = {"rho": LINEAR}, 0.4
+    tuner = ForwardTuner(
+        torch.optim.SGD([x], lr=LR, momentum=MU),
+        tune,
+        hyper_lr=0.0,
+        discount=discount,
+        in_loss={"rho": rho},
+    )
+    z, z_b, b = (torch.zeros(2, dtype=torch.double) for _ in range(3))
+    at = x.detach().clone()
+    for _ in range(6):
+        tuner.optimizer.zero_grad()
+        tuner.backward(x @ H @ x / 2 + rho * x.square().sum() / 2)
+        tuner.optimizer.step()
+        A = H + RHO * torch.eye(2, dtype=torch.double)
+        z_b = discount * (MU * z_b + A @ z) + 0.2 * at  # dg/du, u in tenths of [0, 2]
+        z = discount * z - LR * z_b
+        b = MU * b + A @ at
+        at = at - LR * b
+        torch.testing.assert_close(tangents(tuner)[0], z, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize(("dimension", "slope"), [(LINEAR, 0.2), (LOG, RHO)])
 def test_the_tangents_are_the_derivative_of_the_unrolled_run(
     dimension: hd.Float, slope: float
