@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from hyperopt_dl.tuners.clipping import EXACT, clipped
+
 Optimizer: TypeAlias = Literal["adam", "sgd"] | Callable[..., torch.optim.Optimizer]
 """A name, or a factory ``optimizer(list of tensors, lr=...)`` such as ``torch.optim.RMSprop``."""
 NAMED: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -44,29 +46,36 @@ class Descent:
     """A torch optimizer that has been stepped at every visit of a chain.
 
     It is stepped at the visit's point and along its gradient, so moments are those of one descent
-    over the whole chain. Following the visits one by one, today or after a restart, gives the same
-    bits: what it holds is a memo of a fold.
+    over the whole chain; a gradient that is far longer than those before it is shortened. Following
+    the visits one by one, today or after a restart, gives the same bits: what it holds is a memo of
+    a fold.
 
     Args:
         optimizer: Turns gradients into steps.
         lr: The optimizer's learning rate, in units of the coordinates.
         first: The visit that the chain begins with.
+        most: How many times the median length before it a gradient may be long.
     """
 
-    def __init__(self, optimizer: Optimizer, lr: float, first: Visit) -> None:
+    def __init__(
+        self, optimizer: Optimizer, lr: float, first: Visit, *, most: float = EXACT
+    ) -> None:
         make = NAMED[optimizer] if isinstance(optimizer, str) else optimizer
         self._x = torch.nn.Parameter(first.point.clone())
         self._optimizer = make([self._x], lr=lr)
         self._point = first.point
+        self._most = most
+        self._lengths: list[float] = []
         self.follow(first)
 
     def follow(self, visit: Visit) -> None:
         """Step at the next visit."""
         with torch.no_grad():
             self._x.copy_(visit.point)
-        self._x.grad = visit.gradient.clone()
+        self._x.grad = clipped(visit.gradient, self._lengths, self._most).clone()
         self._optimizer.step()
         self._point = visit.point
+        self._lengths.append(float(visit.gradient.norm()))
 
     def ahead(self, failures: int) -> Tensor:
         """Return the point ``[d]`` that comes next; it may lie outside of the space.

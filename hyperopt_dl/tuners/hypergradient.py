@@ -22,6 +22,7 @@ from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.hypergrad.estimator import Learner
 from hyperopt_dl.tuners.archive import archive_of, array_ids
 from hyperopt_dl.tuners.chain import NAMED, Descent, Optimizer, turn
+from hyperopt_dl.tuners.clipping import ESTIMATED, EXACT
 from hyperopt_dl.tuners.closing import average_point, is_closing
 from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed, estimator_of
 from hyperopt_dl.tuners.keywords import keywords_for
@@ -69,7 +70,8 @@ class Hypergradient(BaseSampler):
     half the step, for the rest of the chain; every further failure halves it again. Every trial has
     a seed of its own, and its loss some luck: a higher one counts where the gradients on the way
     predict a rise too, or where it rises by more than luck has so far (``setback.py``). A chain
-    whose first trial fails, or that fails ten times in a row, begins anew. A trial that was
+    whose first trial fails, or that fails ten times in a row, begins anew. A gradient that is far
+    longer than those before it in its chain is shortened (``clipping.py``). A trial that was
     interrupted counts for nothing; one whose parameters were enqueued begins its chain there. Where
     more trials run at once than there are chains, spare chains take the rest.
 
@@ -322,7 +324,9 @@ class Hypergradient(BaseSampler):
         folds = self._folds.setdefault(study, {})
         fold = folds.pop(chain, None)  # an error on the way must not leave half a step
         if fold is None or fold.settings != settings or not _begins(numbers, fold.numbers):
-            fold = _Fold(settings, numbers[:1], Descent(self.optimizer, self.lr, visit(good[0])))
+            most = ESTIMATED if isinstance(self.estimator, Learner) else EXACT
+            descent = Descent(self.optimizer, self.lr, visit(good[0]), most=most)
+            fold = _Fold(settings, numbers[:1], descent)
         for trial in good[len(fold.numbers) :]:
             fold.descent.follow(visit(trial))
         folds[chain] = fold._replace(numbers=numbers)
