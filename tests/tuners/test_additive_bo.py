@@ -1,12 +1,7 @@
-"""The sampler in a study: what it learns from, and that only the trials and a seed decide."""
+"""`hd.AdditiveBO` in a study: what it finds, and what it learns from."""
 
 import math
-import os
-import pickle
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 import hyperopt_dl as hd
-from hyperopt_dl.tuners import additive_bo
+from tests.tuners.bowls import SQUARE, bowl, square, tell
 
 MIXED = hd.Space(
     x=hd.Float(2.0, 6.0),
@@ -25,11 +20,6 @@ MIXED = hd.Space(
     wide=hd.Int(1, 10**7, log=True),
     kind=hd.Categorical(["a", "b"]),
 )
-SQUARE = hd.Space(x=hd.Float(0.0, 1.0), y=hd.Float(0.0, 1.0))
-
-
-def bowl(params: Mapping[str, Any]) -> float:
-    return float((params["x"] - 0.31) ** 2 + 2 * (params["y"] - 0.68) ** 2)
 
 
 def mixed_bowl(params: Mapping[str, Any]) -> float:
@@ -42,20 +32,6 @@ def mixed_bowl(params: Mapping[str, Any]) -> float:
         params["kind"] == "a",
     )
     return float(sum(terms))
-
-
-def tell(study: hd.Study, n: int, function: Any = bowl) -> list[dict[str, Any]]:
-    """Run n trials one by one; return what was proposed."""
-    proposed = []
-    for _ in range(n):
-        trial = study.ask()
-        proposed.append(dict(trial.params))
-        study.tell(trial, function(trial.params))
-    return proposed
-
-
-def square(**options: Any) -> hd.Study:
-    return hd.Study(SQUARE, tuner=hd.AdditiveBO(**{"n_startup": 5, **options}), seed=0)
 
 
 # It optimises
@@ -265,150 +241,3 @@ def test_propose_is_asking_one_by_one() -> None:
         study.tell(study.ask(distributions), float(i % 3))
     points = tuner.propose(study, distributions, 3)
     assert [study.ask(distributions).params for _ in range(3)] == points
-
-
-# Nothing but the trials and the seed
-
-
-@pytest.mark.slow
-def test_the_same_seed_proposes_the_same_and_another_does_not() -> None:
-    one, other = (hd.Study(SQUARE, tuner=hd.AdditiveBO(n_startup=3), seed=1) for _ in range(2))
-    third = hd.Study(SQUARE, tuner=hd.AdditiveBO(n_startup=3), seed=2)
-    proposed = tell(one, 7)
-    assert tell(other, 7) == proposed
-    assert all(a != b for a, b in zip(tell(third, 7), proposed, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("options", "stop"),
-    [
-        pytest.param({}, 2, marks=pytest.mark.slow),
-        pytest.param({}, 9, marks=pytest.mark.slow),
-        pytest.param({"batch": 4}, 9, marks=pytest.mark.slow),
-        ({"batch": 4, "strategy": "dpp"}, 9),
-        ({"batch": 4, "strategy": "dpp"}, 11),
-    ],
-)
-def test_a_resumed_study_goes_on_as_if_it_had_not_stopped(
-    tmp_path: Path, options: dict[str, Any], stop: int
-) -> None:
-    def opened(name: str) -> optuna.Study:
-        storage = optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(tmp_path / name))
-        )
-        tuner = hd.AdditiveBO(n_startup=4, seed=5, **options)
-        return optuna.create_study(
-            storage=storage, sampler=tuner, study_name="s", load_if_exists=True
-        )
-
-    def objective(trial: optuna.Trial) -> float:
-        return bowl({name: trial.suggest_float(name, 0, 1) for name in "xy"})
-
-    through = opened("through")
-    through.optimize(objective, n_trials=13)
-    opened("stopped").optimize(objective, n_trials=stop)
-    opened("stopped").optimize(objective, n_trials=13 - stop)
-    stopped = opened("stopped")
-    assert [t.params for t in stopped.trials] == [t.params for t in through.trials]
-
-
-SCRIPT = """
-import optuna, hyperopt_dl as hd
-study = optuna.create_study(sampler=hd.AdditiveBO(n_startup=3, seed=7))
-study.optimize(lambda t: sum(t.suggest_float(n, 0, 1) ** 2 for n in ("b", "a", "c")), n_trials=6)
-print([trial.params for trial in study.trials])
-"""
-
-
-@pytest.mark.slow
-def test_another_process_proposes_the_same() -> None:
-    runs = [
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import optuna; optuna.logging.disable_default_handler()" + SCRIPT,
-            ],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            cwd=Path(__file__).parents[2],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for hash_seed in ("1", "4321")
-    ]
-    assert runs[0] == runs[1]
-    assert runs[0].count("'a'") == 6
-
-
-def test_a_pickled_copy_proposes_the_same() -> None:
-    study = square(seed=4)
-    tell(study, 8)
-    tuner = study.tuner
-    assert isinstance(tuner, hd.AdditiveBO)
-    copy = pickle.loads(pickle.dumps(tuner))
-    assert copy.propose(study.optuna, SQUARE, 2) == tuner.propose(study.optuna, SQUARE, 2)
-
-
-def test_a_reseeded_copy_proposes_something_else() -> None:
-    study = square(seed=4)
-    tell(study, 8)
-    tuner = study.tuner
-    assert isinstance(tuner, hd.AdditiveBO)
-    before = tuner.propose(study.optuna, SQUARE, 3)
-    tuner.reseed_rng()
-    assert tuner.propose(study.optuna, SQUARE, 3) != before
-
-
-# What goes wrong
-
-
-def test_a_model_that_fails_costs_a_log_entry_and_no_trial(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    study = square()
-    tell(study, 6)
-
-    def fail(*_: object, **__: object) -> None:
-        raise ArithmeticError("singular")
-
-    monkeypatch.setattr(additive_bo, "propose", fail)
-    tell(study, 2)
-    assert "the model failed" in caplog.text
-    monkeypatch.undo()
-    tell(study, 1)
-    tuner = study.tuner
-    assert isinstance(tuner, hd.AdditiveBO)
-    fallbacks = tuner.diagnostics(study.optuna).fallbacks
-    assert fallbacks == {"6": "ArithmeticError('singular')", "7": "ArithmeticError('singular')"}
-
-
-@pytest.mark.parametrize("error", [hd.StudyError, ValueError])
-def test_several_objectives_are_refused_with_what_to_use(error: type[Exception]) -> None:
-    sampler = hd.AdditiveBO()
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
-    for ask in (
-        lambda: study.ask({"x": FloatDistribution(0, 1)}),
-        lambda: sampler.propose(study, SQUARE, 1),
-        lambda: sampler.structure(study),
-        lambda: sampler.diagnostics(study),
-    ):
-        with pytest.raises(error, match=r"one objective, got 2\. Use optuna"):
-            ask()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch": 0}, "batch must be a whole number of at least 1, got 0"),
-        ({"chains": 1.5}, "chains must be a whole number of at least 1, got 1.5"),
-        ({"n_startup": -1}, "n_startup must be a whole number of at least 0, got -1"),
-        ({"acquisition": "ei"}, "acquisition must be one of .*'logei'.*, got 'ei'"),
-        ({"strategy": "best"}, "strategy must be one of .*'greedy'.*, got 'best'"),
-        ({"structure": "sparse"}, "structure must be 'learned', .* got 'sparse'"),
-        ({"structure": [[0, 1]]}, "a list of lists of names"),
-    ],
-)
-def test_a_wrong_argument_is_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(hd.StudyError, match=message):
-        hd.AdditiveBO(**options)
