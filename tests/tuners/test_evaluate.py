@@ -10,7 +10,7 @@ import torch
 
 import hyperopt_dl as hd
 from tests.problems import Quadratic
-from tests.tuners.test_hypergradient import bowl
+from tests.tuners.descents import bowl
 
 PROBLEM = Quadratic(noise=0.1)
 
