@@ -59,11 +59,11 @@ class Recurrent(nn.Module):
         return out
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
+class Transformer(nn.Module):
+    def __init__(self, dropout: float) -> None:
         super().__init__()
         self.embedding = nn.Embedding(9, 4)
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=dropout, batch_first=True)
         self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Data]]] = {
     "cnn with batch norm": (cnn, images),
     "gru": (functools.partial(Recurrent, nn.GRU), tokens),
     "lstm": (functools.partial(Recurrent, nn.LSTM), tokens),
-    "transformer": (Attention, tokens),
+    "transformer": (functools.partial(Transformer, 0.2), tokens),
     "tied weights": (Tied, vectors),
     "tied buffers": (TiedBuffers, vectors),
     "rebound buffer": (Rebinding, vectors),

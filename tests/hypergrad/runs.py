@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from hyperopt_dl.optimizers import (
-    SGD,
-)
+from hyperopt_dl.optimizers import SGD
 from hyperopt_dl.optimizers.groups import GroupsLike
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State, Training, rollout
 from tests.contracts.training import assert_close_vector
+from tests.supervised_runs import Transformer
 
 DOUBLE = torch.double
 N, FEATURES, CLASSES = 10, 5, 3
@@ -60,18 +59,6 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.cell(self.embedding(x))[0][:, -1])
-        return out
-
-
-class Transformer(nn.Module):
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(7, 4)
-        self.layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=dropout, batch_first=True)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.layer(self.embedding(x)).mean(1))
         return out
 
 
