@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 import hyperopt_dl as hd
-from studies.shared.curves import over_seeds, picture
+from studies.shared.curves import over_seeds, picture, save
 from studies.shared.record import Record
 
 parser = argparse.ArgumentParser(description="Telescoping over the steps of an ODE solver.")
@@ -224,6 +224,5 @@ drawing = picture(
 )
 if arguments.figures:
     path = arguments.figures / "telescoping_ode.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(drawing)
+    save(drawing, path)
     console.print(f"Drawn: {path}")

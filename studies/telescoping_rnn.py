@@ -33,7 +33,7 @@ from torch.nn import functional
 
 import hyperopt_dl as hd
 from studies.data import fashion_mnist
-from studies.shared.curves import over_seeds, picture
+from studies.shared.curves import over_seeds, picture, save
 from studies.shared.record import Record
 
 parser = argparse.ArgumentParser(description="Telescoping through the length of a sequence.")
@@ -222,6 +222,5 @@ drawing = picture(
 )
 if arguments.figures:
     path = arguments.figures / "telescoping_rnn.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(drawing)
+    save(drawing, path)
     console.print(f"Drawn: {path}")

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
@@ -63,6 +64,12 @@ def picture(curves: Mapping[str, Sequence[Point]], *, x: str, y: str, log_y: boo
             "</svg>\n",
         ]
     )
+
+
+def save(drawing: str, path: Path) -> None:
+    """Write a picture to a file, and make its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(drawing)
 
 
 def _axis(values: Sequence[float], start: float, stop: float) -> Callable[[float], float]:

@@ -1,10 +1,11 @@
 """Curves of several seeds, and their picture."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from studies.shared.curves import Point, over_seeds, picture
+from studies.shared.curves import Point, over_seeds, picture, save
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -29,3 +30,10 @@ def test_greater_values_are_drawn_higher_and_names_are_escaped() -> None:
     assert x0 < x1
     assert y1 == pytest.approx((y0 + 30) / 2)  # on a log scale 10 lies halfway from 1 to 100
     assert "a < b" in [text.text for text in root.iter(f"{SVG}text")]
+
+
+def test_a_picture_is_saved_in_a_folder_that_may_not_exist_yet(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "curves.svg"
+    for drawing in ("<svg/>", "<svg></svg>"):
+        save(drawing, path)
+        assert path.read_text() == drawing
