@@ -223,10 +223,12 @@ def all_gone(pids: list[int], seconds: float) -> bool:
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import hyperopt_dl as hd
 
+# A shell has what it starts in the background ignore SIGINT, and every child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pause = float(sys.argv[2])
 
 def objective(trial):
