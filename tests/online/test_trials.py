@@ -16,7 +16,8 @@ from hyperopt_dl.executors import Processes
 from hyperopt_dl.hypergrad.held_out import HeldOut
 from hyperopt_dl.online import Descent, Forward, ForwardTuner, HypergradientDescent
 from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, ClipNorm, Optimizer, RMSprop
-from hyperopt_dl.trial import Job, Outcome, Trial, run_trial
+from hyperopt_dl.trial import Outcome
+from tests import scripted
 from tests.online.trials import LR, SPACE, STEPS, TRAIN, VALIDATION, training, tuned
 
 
@@ -24,34 +25,15 @@ def plain(_: Mapping[str, Any]) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
 
 
-class Notes:
-    """A link that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
-        self.reports: dict[int, float] = {}
-
-    def suggest(self, name: str, distribution: Any) -> Any:
-        raise NotImplementedError
-
-    def report(self, value: float, step: int) -> None:
-        self.reports[step] = value
-
-    def should_prune(self) -> bool:
-        return False
-
-    def set_constraint(self, key: str, value: float) -> None:
-        raise NotImplementedError
-
-    def set_user_attr(self, key: str, value: Any) -> None:
-        self.attributes[key] = value
-
-
-def run(made: hd.Supervised, seed: int = 3, **params: Any) -> tuple[Outcome, Notes]:
-    notes = Notes()
-    outcome = run_trial(made, Trial(Job(0, params, seed), notes, torch.device("cpu")))
+def run(made: hd.Supervised, seed: int = 3, **params: Any) -> tuple[Outcome, scripted.Recorder]:
+    notes = scripted.Recorder()
+    outcome = scripted.run(made, notes, params=params, seed=seed)
     assert outcome.state == "complete", outcome.error
     return outcome, notes
+
+
+def reports(notes: scripted.Recorder) -> dict[int, float]:
+    return {step: value for value, step in notes.of("report")}
 
 
 GROUPS: Any = {"4.*": {"lr": 0.01}, "*.bias": {"weight_decay": 0.0}}
@@ -75,11 +57,11 @@ def test_a_tuner_that_does_not_move_leaves_the_trial_as_it_is(tuner: str, name: 
     expected, expected_notes = run(training(optimizer=optimizer))
     outcome, notes = run(training(optimizer=optimizer, online=online))
     assert outcome.values == pytest.approx(expected.values, rel=1e-9)
-    assert list(notes.reports) == list(expected_notes.reports) == list(range(1, STEPS + 1))
-    assert notes.reports == pytest.approx(expected_notes.reports, rel=1e-9)
-    assert notes.attributes.keys() == {"metrics", "test"}
+    assert list(reports(notes)) == list(reports(expected_notes)) == list(range(1, STEPS + 1))
+    assert reports(notes) == pytest.approx(reports(expected_notes), rel=1e-9)
+    assert notes.attrs.keys() == {"metrics", "test"}
     for kind in ("metrics", "test"):
-        assert notes.attributes[kind] == pytest.approx(expected_notes.attributes[kind], rel=1e-9)
+        assert notes.attrs[kind] == pytest.approx(expected_notes.attrs[kind], rel=1e-9)
 
 
 def by_hand(tuner_of: Callable[[Any], Any], seed: int) -> tuple[Any, float]:
@@ -232,9 +214,9 @@ def test_a_run_that_stops_early_is_as_good_as_its_best_report() -> None:
     online = Descent(hyper_lr=0.9)
     made = training(optimizer=SGD(lr=1.0), online=online, steps=40, early_stopping=stopping)
     outcome, notes = run(made)
-    assert len(notes.reports) < 10
-    assert outcome.values == (min(notes.reports.values()),)
-    assert notes.attributes["best_step"] == min(notes.reports, key=notes.reports.__getitem__)
+    assert len(reports(notes)) < 10
+    assert outcome.values == (min(reports(notes).values()),)
+    assert notes.attrs["best_step"] == min(reports(notes), key=reports(notes).__getitem__)
 
 
 def test_a_run_that_stops_before_the_first_move_has_an_empty_history() -> None:
