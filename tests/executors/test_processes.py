@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,10 +249,16 @@ study.optimize(
 """
 
 
-def start(folder: Path, pause: float) -> "subprocess.Popen[bytes]":
+@contextmanager
+def started(folder: Path, pause: float) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run the script, and no longer than the test that waits for it."""
     (folder / "script.py").write_text(SCRIPT)  # neither a guard nor an importable objective
     command = [sys.executable, str(folder / "script.py"), str(folder), str(pause)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for_trials(folder: Path, n: int) -> None:
@@ -266,7 +274,7 @@ def workers_of(folder: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_study_whose_process_was_killed_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    with start(tmp_path, 60.0) as process:
+    with started(tmp_path, 60.0) as process:
         wait_for_trials(tmp_path, 6)
         process.kill()
         process.wait()
@@ -275,7 +283,7 @@ def test_a_study_whose_process_was_killed_goes_on_as_if_nothing_had_been(tmp_pat
     running = [trial.number for trial in before if trial.state.name == "RUNNING"]
     assert running
 
-    with start(tmp_path, 0.0) as process:
+    with started(tmp_path, 0.0) as process:
         assert process.wait(120) == 0
     after = hd.Study(storage=tmp_path / "study.log").trials
     assert [trial.state.name for trial in after] == ["COMPLETE"] * 20
@@ -286,7 +294,7 @@ def test_a_study_whose_process_was_killed_goes_on_as_if_nothing_had_been(tmp_pat
 
 @pytest.mark.slow
 def test_ctrl_c_ends_everything_within_seconds(tmp_path: Path) -> None:
-    with start(tmp_path, 60.0) as process:
+    with started(tmp_path, 60.0) as process:
         wait_for_trials(tmp_path, 6)
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
