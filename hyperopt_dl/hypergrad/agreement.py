@@ -114,6 +114,15 @@ def must_have_second_derivatives(eager: Eager, example: Example) -> None:
             raise no_second_derivative(f"{user.__name__}, once_differentiable,")
 
 
+def close(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors differ by no more than two ways to compute the same do."""
+    if not b.numel():
+        return True
+    finite = torch.where(b.isfinite(), b, torch.zeros_like(b))
+    tolerance = TRACING.get(b.dtype, 1e-2) * float(finite.abs().max())
+    return torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)
+
+
 def _named(g: Tensor, aux: Tensors, Hu: Tensor, mixed: Tensors) -> dict[str, Tensor]:
     return {
         "the gradient": g,

@@ -1,7 +1,7 @@
-"""Which nodes of a trace share memory, which write into it, and which draw random numbers."""
+"""Which nodes of a trace share memory, write into it, depend on one, or draw random numbers."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,25 @@ def _aliased(node: fx.Node) -> list[tuple[fx.Node, bool]]:
             written = argument.alias_info.is_write
             found += [(each, written) for each in values if isinstance(each, fx.Node)]
     return found
+
+
+def dependent_on(
+    source: fx.Node, nodes: Iterable[fx.Node], memory: Mapping[fx.Node, fx.Node]
+) -> set[fx.Node]:
+    """Return the nodes that depend on one: by reading it, or by sharing memory with what does.
+
+    Memory that a dependent node writes into is so from its making: a backward pass has to leave
+    what was saved as it found it.
+    """
+    dependent, touched = {source}, {source}
+    size = 0
+    while size < len(dependent):
+        size = len(dependent)
+        for node in nodes:
+            if memory[node] in touched or not dependent.isdisjoint(node.all_input_nodes):
+                dependent.add(node)
+                touched.update(memory[target] for target in written_by(node))
+    return dependent
 
 
 def draws(node: fx.Node) -> bool:

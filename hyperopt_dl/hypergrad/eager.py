@@ -46,6 +46,9 @@ class Saved(Protocol):
     def pull(self, u: Tensor) -> tuple[Tensor, Tensors]:
         """Return Hu ``[p]`` and the mixed products, each in the shape of its tensor."""
 
+    def pull_rows(self, rows: Tensor) -> Tensor:
+        """Return Hu for each of m rows, `m x p`."""
+
     def tensors(self) -> Iterable[Tensor]:
         """Return the tensors that are held."""
 
@@ -186,6 +189,9 @@ class _GraphOfGradient:
                 raise reason from error
             raise
         return Hu, tuple(mixed)
+
+    def pull_rows(self, rows: Tensor) -> Tensor:
+        return torch.stack([self.pull(row)[0] for row in rows])
 
     def tensors(self) -> Iterator[Tensor]:
         for function in functions_of(self.g):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hyperopt_dl.hypergrad.agreement import TRACING, copied
+from hyperopt_dl.hypergrad.agreement import close, copied
 from hyperopt_dl.hypergrad.compiled import Compiled
 from hyperopt_dl.hypergrad.graphs import drop_same
 from hyperopt_dl.hypergrad.rule_tangents import push_rule
@@ -30,9 +30,6 @@ from hyperopt_dl.training import State
 
 RULES = (SGD, Adam, AdamW)
 """The rules whose steps after the first one are all the same function of ``(s, λ, t)``."""
-
-MOST = 16
-"""Rows up to which a step is one graph: what has no batched form is written out m times."""
 
 
 class Made(NamedTuple):
@@ -47,7 +44,7 @@ class Made(NamedTuple):
     def agrees(self, other: "Made") -> bool:
         """Return whether two ways to make a step differ by no more than two ways to add up."""
         pairs = zip(self._tensors(), other._tensors(), strict=True)
-        return all(_close(a, b) for a, b in pairs)
+        return all(close(a, b) for a, b in pairs)
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return (self.x, *self.slots.values(), *self.dot.values(), self.loss, *self.buffers)
@@ -162,11 +159,3 @@ class FusedPush:
             x_after, after = self._rule.update(x, g[:p], slots, options, t)
         ordered = [*(after[name] for name in slots), *(dot_after[name] for name in dot)]
         return (x_after, *ordered, *aux)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if not b.numel():
-        return True
-    finite = torch.where(b.isfinite(), b, torch.zeros_like(b))
-    tolerance = TRACING.get(b.dtype, 1e-2) * float(finite.abs().max())
-    return torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)

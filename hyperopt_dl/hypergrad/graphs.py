@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hyperopt_dl.hypergrad.aliases import draws, memory_of, name_of, written_by
-from hyperopt_dl.hypergrad.program import Program, program
+from hyperopt_dl.hypergrad.aliases import dependent_on, draws, memory_of, name_of, written_by
+from hyperopt_dl.hypergrad.program import Program, program, replay
+from hyperopt_dl.hypergrad.row_pulls import RowPulls
 from hyperopt_dl.hypergrad.simplify import simplify
 
 Tensors: TypeAlias = tuple[Tensor, ...]
@@ -49,6 +50,8 @@ class Graphs:
     A: Program
     B: Program
     H: Program
+    rows: RowPulls
+    """B for several adjoints at once."""
     outputs: int
     """How many of A's outputs are g and aux; the others are saved."""
     draws: bool
@@ -59,22 +62,22 @@ class Graphs:
     def compiled(self) -> "Graphs":
         """Return the same graphs, each compiled when it is first replayed."""
         G, A, B, H = (part.compiled() for part in (self.G, self.A, self.B, self.H))
-        return replace(self, G=G, A=A, B=B, H=H)
+        return replace(self, G=G, A=A, B=B, H=H, rows=RowPulls(B, together=False))
 
     def gradient(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
         """Return g and aux."""
-        g, *aux = _replay(self.G, x, *tensors)
+        g, *aux = replay(self.G, x, *tensors)
         return g, tuple(aux)
 
     def linearize(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors, "Activations"]:
         """Return g, aux and what B reads of the step."""
-        values = _replay(self.A, x, *tensors)
-        saved = Activations(values[self.outputs :], self.B)
+        values = replay(self.A, x, *tensors)
+        saved = Activations(values[self.outputs :], self.B, self.rows)
         return values[0], values[1 : self.outputs], saved
 
     def product(self, x: Tensor, tensors: Tensors, u: Tensor) -> tuple[Tensor, Tensors]:
         """Return Hu and the mixed products."""
-        Hu, *mixed = _replay(self.H, u, x, *tensors)
+        Hu, *mixed = replay(self.H, u, x, *tensors)
         return Hu, tuple(mixed)
 
 
@@ -84,11 +87,16 @@ class Activations:
 
     saved: Tensors
     B: Program
+    rows: RowPulls
 
     def pull(self, u: Tensor) -> tuple[Tensor, Tensors]:
         """Return Hu and the mixed products."""
-        Hu, *mixed = _replay(self.B, u, *self.saved)
+        Hu, *mixed = replay(self.B, u, *self.saved)
         return Hu, tuple(mixed)
+
+    def pull_rows(self, rows: Tensor) -> Tensor:
+        """Return Hu for each row."""
+        return self.rows(rows, self.saved)
 
     def tensors(self) -> Tensors:
         """Return the tensors that are held."""
@@ -110,15 +118,6 @@ def trace(joint: Joint, u: Tensor, x: Tensor, tensors: Tensors) -> Graphs:
         return split(make_fx(joint)(u, x, *tensors))
 
 
-def _replay(graph: Program, *tensors: Tensor) -> Tensors:
-    device = tensors[0].device.type
-    with torch.no_grad():
-        if not torch.is_autocast_enabled(device):
-            return graph.run(*tensors)
-        with torch.autocast(device, enabled=False):  # the graph has the casts in it
-            return graph.run(*tensors)
-
-
 def split(joint: fx.GraphModule) -> Graphs:
     """Divide the trace of J."""
     drop_same(joint.graph)
@@ -127,7 +126,7 @@ def split(joint: fx.GraphModule) -> Graphs:
     u, *inputs = (node for node in nodes if node.op == "placeholder")
     first, second = output.args[0]
     memory = memory_of(nodes)
-    of_u = _dependent(nodes, u, memory)
+    of_u = dependent_on(u, nodes, memory)
     if not of_u.isdisjoint((*first, *inputs)):
         raise CutError("the second backward pass writes into what the first one returns")
     both = _needed(nodes, second)
@@ -136,11 +135,13 @@ def split(joint: fx.GraphModule) -> Graphs:
     _check_order(nodes, set(early), set(late), memory)
     read = {*second, *(argument for node in late for argument in node.all_input_nodes)}
     saved = [node for node in early if node in read]
+    B = program(joint, late, (u, *saved), second)
     return Graphs(
         G=program(joint, early, inputs, first),
         A=program(joint, early, inputs, (*first, *saved)),
-        B=program(joint, late, (u, *saved), second),
+        B=B,
         H=program(joint, both, (u, *inputs), second),
+        rows=RowPulls(B),
         outputs=len(first),
         draws=any(map(draws, early)),
         writes=any(memory[target] in {u, *inputs} for node in nodes for target in written_by(node)),
@@ -153,25 +154,6 @@ def drop_same(graph: fx.Graph) -> None:
         if name_of(node) in _SAME:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-
-
-def _dependent(
-    nodes: Iterable[fx.Node], u: fx.Node, memory: Mapping[fx.Node, fx.Node]
-) -> set[fx.Node]:
-    """Return the nodes that depend on u: by reading it, or by sharing memory with what does.
-
-    Memory that a dependent node writes into is so from its making: a backward pass has to leave
-    what was saved as it found it.
-    """
-    dependent, touched = {u}, {u}
-    size = 0
-    while size < len(dependent):
-        size = len(dependent)
-        for node in nodes:
-            if memory[node] in touched or not dependent.isdisjoint(node.all_input_nodes):
-                dependent.add(node)
-                touched.update(memory[target] for target in written_by(node))
-    return dependent
 
 
 def _check_order(

@@ -87,6 +87,16 @@ def program(
     )
 
 
+def replay(graph: Program, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Run a program that was traced with all of its casts, and record nothing for autograd."""
+    device = tensors[0].device.type
+    with torch.no_grad():
+        if not torch.is_autocast_enabled(device):
+            return graph.run(*tensors)
+        with torch.autocast(device, enabled=False):
+            return graph.run(*tensors)
+
+
 def _graph(
     root: torch.nn.Module,
     body: Iterable[fx.Node],

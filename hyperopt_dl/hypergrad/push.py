@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.hypergrad.directions import Directions
-from hyperopt_dl.hypergrad.fused_push import MOST, RULES, FusedPush, Made
+from hyperopt_dl.hypergrad.fused_push import RULES, FusedPush, Made
 from hyperopt_dl.hypergrad.pushforward import Pushforward
+from hyperopt_dl.hypergrad.row_pulls import MOST
 from hyperopt_dl.hypergrad.rule_tangents import push_rule
 from hyperopt_dl.hypergrad.run_options import Options, RunOptions
 from hyperopt_dl.hypergrad.step_loss import StepLoss
@@ -229,7 +230,7 @@ class SplitPush(WholePush):
         else:
             g, (loss, *buffers), saved = self._loss.call("linearize", state, t)
             both = torch.cat([dot["x"], self._inside], 1) if self._loss.used else dot["x"]
-            g_dot = torch.stack([saved.pull(row)[0][: len(x)] for row in both])
+            g_dot = saved.pull_rows(both)[:, : len(x)]
         g, options = g[: len(x)], self._options.at(t)
         seeds = self._seeds_of(options)
         step = Step(self.directions.m, x, g, g_dot, slots, t + 1, options.plain, seeds)
