@@ -182,7 +182,6 @@ class _GraphOfGradient:
                     u,
                     retain_graph=True,
                     materialize_grads=True,
-                    is_grads_batched=u.ndim > self.g.ndim,
                 )
         except RuntimeError as error:
             if reason := explained(error):

@@ -19,13 +19,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hyperopt_dl.hypergrad.agreement import close, copied
 from hyperopt_dl.hypergrad.compiled import Compiled
-from hyperopt_dl.hypergrad.graphs import drop_same
+from hyperopt_dl.hypergrad.graphs import Graphs
+from hyperopt_dl.hypergrad.over_rows import over_rows
 from hyperopt_dl.hypergrad.rule_tangents import push_rule
 from hyperopt_dl.hypergrad.step_loss import StepLoss
 from hyperopt_dl.hypergrad.tangents import Seeds, Step, Vectors
 from hyperopt_dl.optimizers import SGD, Adam, AdamW, Optimizer
 from hyperopt_dl.optimizers.options import Value
-from hyperopt_dl.seeds import seeded
 from hyperopt_dl.training import State
 
 RULES = (SGD, Adam, AdamW)
@@ -58,7 +58,6 @@ class FusedPush:
         rule: The optimizer, one of ``RULES``.
         inside: The tangents of the hyperparameters that the loss reads, ``m x q``.
         step: A step of the run: its options and seeds are those of every step, until `turn_to`.
-        state: A state of the run.
         discount: What the tangents are multiplied with before each step.
     """
 
@@ -68,11 +67,9 @@ class FusedPush:
         rule: Optimizer,
         inside: Tensor,
         step: Step,
-        state: State,
         discount: float,
     ) -> None:
         self._loss, self._rule, self._step, self._discount = loss, rule, step, discount
-        self._eager = loss.eager(state)
         self._rows = tuple((n, row) for n, pairs in step.seeds.items() for row, _ in pairs)
         self.turn_to(step.options, step.seeds, inside)
 
@@ -93,7 +90,7 @@ class FusedPush:
             *(state["params"], *slots.values(), *dot.values(), self._inside),
             *(self._numbers, clock, *self._vectors, *tensors),
         )
-        function = self._compiled(inputs)
+        function = self._compiled(inputs, tensors)
         if function is None:
             return None
         with torch.no_grad():
@@ -104,7 +101,7 @@ class FusedPush:
         value, *buffers = rest[2 * n + 1 :]
         return Made(x, after, dot_after, value, tuple(buffers))
 
-    def _compiled(self, inputs: tuple[Tensor, ...]) -> Compiled | None:
+    def _compiled(self, inputs: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> Compiled | None:
         """Return the function for a kind of inputs; a first kind is traced, others have none."""
         kinds = tuple(isinstance(value, Tensor) for value in self._values)
         names = tuple(self._step.options)
@@ -113,19 +110,20 @@ class FusedPush:
         shapes = tuple(each.shape for each in inputs)
         known = self._loss.network.derived
         if key not in known:
-            with (
-                seeded(0, inputs[0].device),
-                torch.autograd.set_multithreading_enabled(False),
-            ):
-                module = make_fx(self._whole)(*(copied(each) for each in inputs))
-            drop_same(module.graph)
-            module.graph.eliminate_dead_code()
-            module.recompile()
-            known[key] = shapes, Compiled(module)
+            graphs = self._loss.graphs(inputs[0], tensors)
+            known[key] = shapes, None if graphs is None else self._traced(graphs, inputs)
         first, function = known[key]
         return function if first == shapes else None
 
-    def _whole(self, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def _traced(self, graphs: Graphs, inputs: tuple[Tensor, ...]) -> Compiled:
+        device = inputs[0].device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):  # the graphs have the casts
+            module = make_fx(lambda *given: self._whole(graphs, *given))(*map(copied, inputs))
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return Compiled(module)
+
+    def _whole(self, graphs: Graphs, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """Make a step from its inputs, in their order in ``__call__``."""
         parts = iter(rest)
         slots = {name: next(parts) for name in self._step.slots}
@@ -141,8 +139,9 @@ class FusedPush:
             discount = next(numbers)
             dot = {name: (discount * z).to(z.dtype) for name, z in dot.items()}
         p, both = len(x), torch.cat([dot["x"], inside], 1)
-        g, aux, saved = self._eager.linearize(self._loss.at(x), tuple(parts))
-        g_dot = saved.pull(both)[0].expand(len(both), -1)[:, :p]
+        g, *others = graphs.A.graph()(self._loss.at(x), *parts)
+        aux, saved = others[: graphs.outputs - 1], others[graphs.outputs - 1 :]
+        g_dot = over_rows(graphs.B.graph(), both, *saved)[0][:, :p]
         t: Any = 1 if type(self._rule) is SGD else clock  # SGD only asks whether it is the first
         step = replace(
             self._step,
@@ -154,8 +153,7 @@ class FusedPush:
             options=options,
             seeds=seeds,
         )
-        with torch.no_grad():
-            dot_after = push_rule(self._rule, dot, step)
-            x_after, after = self._rule.update(x, g[:p], slots, options, t)
+        dot_after = push_rule(self._rule, dot, step)
+        x_after, after = self._rule.update(x, g[:p], slots, options, t)
         ordered = [*(after[name] for name in slots), *(dot_after[name] for name in dot)]
         return (x_after, *ordered, *aux)

@@ -120,7 +120,7 @@ def trace(joint: Joint, u: Tensor, x: Tensor, tensors: Tensors) -> Graphs:
 
 def split(joint: fx.GraphModule) -> Graphs:
     """Divide the trace of J."""
-    drop_same(joint.graph)
+    _drop_same(joint.graph)
     simplify(joint.graph)
     *nodes, output = joint.graph.nodes
     u, *inputs = (node for node in nodes if node.op == "placeholder")
@@ -148,7 +148,7 @@ def split(joint: fx.GraphModule) -> Graphs:
     )
 
 
-def drop_same(graph: fx.Graph) -> None:
+def _drop_same(graph: fx.Graph) -> None:
     """Take out what only guards against autograd: at replay there is none."""
     for node in list(graph.nodes):
         if name_of(node) in _SAME:

@@ -112,7 +112,7 @@ def _is_pointwise(n: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     A dimension in front turns a tensor without dimensions into one that decides the dtype.
     """
     target: Any = n.target
-    if torch.Tag.pointwise not in target.tags or target._schema.is_mutable:
+    if torch.Tag.pointwise not in target.tags:
         return False
     dtypes = {each.dtype for each in (*args, *kwargs.values()) if isinstance(each, Tensor)}
     return len(dtypes) == 1 and not any(isinstance(each, Tensor) for each in kwargs.values())

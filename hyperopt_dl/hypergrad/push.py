@@ -219,7 +219,7 @@ class SplitPush(WholePush):
         x, slots = state["params"], slots_of(state)
         g_dot, seeds = x.new_zeros(self.directions.m, len(x)), self._seeds_of(options)
         step = Step(self.directions.m, x, x, g_dot, slots, 1, options.plain, seeds)
-        return FusedPush(self._loss, rule, self._inside, step, state, self.discount)
+        return FusedPush(self._loss, rule, self._inside, step, self.discount)
 
     def _made(self, state: State, dot: Vectors, slots: Vectors, t: int) -> tuple[Made, Tensor]:
         """Make a step: the loss by its graphs, the rule and its tangents by themselves."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from hyperopt_dl.batches import Batch
 from hyperopt_dl.hypergrad.agreement import Example
 from hyperopt_dl.hypergrad.eager import Eager, Loss, Tensors
+from hyperopt_dl.hypergrad.graphs import Graphs
 from hyperopt_dl.hypergrad.held_out import HeldOut
 from hyperopt_dl.hypergrad.leaves import Gathered
 from hyperopt_dl.hypergrad.traced import Traced, checked, choose
@@ -90,15 +91,16 @@ class StepLoss:
         with training.draws(state, t):
             return getattr(derivatives, name)(x, tensors, *more)
 
-    def eager(self, state: State) -> Eager:
-        """Return the derivatives by autograd."""
-        return Eager(**self._function(state))
-
     def is_pure(self, state: State) -> bool:
         """Return whether a step is known to draw nothing and to write into nothing."""
         if not self._read_only:
             return False
         return not self._derivatives.at(self.at(state["params"]), self.tensors(state, 0)).draws
+
+    def graphs(self, x: Tensor, tensors: tuple[Tensor, ...]) -> Graphs | None:
+        """Return the graphs for parameters and ``tensors``; ``None`` where there is no trace."""
+        found = self._derivatives.at(self.at(x), tensors)
+        return found if isinstance(found, Graphs) else None
 
     def at(self, x: Tensor) -> Tensor:
         """Return what the loss is differentiated at: x, or x̃."""

@@ -83,7 +83,8 @@ def test_the_rows_at_once_are_those_one_by_one(name: str) -> None:
 
 def test_what_the_rows_share_is_computed_once_and_not_copied() -> None:
     def function(u: Tensor, a: Tensor) -> Tensor:
-        return aten.mm(a.exp(), u).relu() * a.sin().sum(1, keepdim=True)
+        product: Tensor = aten.mm(a.exp(), u)
+        return product.relu() * a.sin().sum(1, keepdim=True)
 
     graph = _with_tuple(make_fx(function)(B.clone(), A))
     traced = make_fx(lambda rows, a: over_rows(graph, rows, a)[0])(values(M, 5, 2), A)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hyperopt_dl.hypergrad import row_pulls
 from hyperopt_dl.hypergrad.graphs import Activations
+from hyperopt_dl.hypergrad.over_rows import over_rows
 from hyperopt_dl.hypergrad.program import Program
 from hyperopt_dl.hypergrad.row_pulls import MOST, RowPulls
 from hyperopt_dl.seeds import seeded
@@ -82,7 +83,6 @@ def test_a_graph_is_made_once_for_each_number_of_rows(monkeypatch: pytest.Monkey
 
 
 def test_a_graph_of_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    over_rows = row_pulls.over_rows
     monkeypatch.setattr(
         row_pulls, "over_rows", lambda *given: tuple(1.001 * out for out in over_rows(*given))
     )
