@@ -146,7 +146,8 @@ def _transposed(m: int, many: Sequence[bool], x: Tensor) -> Tensor:  # noqa: ARG
 
 
 def _viewed(m: int, many: Sequence[bool], x: Tensor, shape: Sequence[int]) -> Tensor:  # noqa: ARG001
-    return x.view(m, *shape)
+    """A view, or a copy where an operator has left m somewhere else in memory."""
+    return x.reshape(m, *shape)
 
 
 def _repeated(m: int, front: bool, matrix: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def _seeded(dot: Tensor, step: Step, option: str, effect: Tensor, factor: Value 
     for row, slope in seeds:
         along = factor * slope
         if isinstance(along, Tensor):
-            rows[row] += along * effect
+            rows[row].addcmul_(along, effect)
         else:
             rows[row].add_(effect, alpha=along)
     return rows

@@ -54,6 +54,10 @@ CASES: dict[str, tuple[Function, tuple[int, ...], tuple[Tensor, ...]]] = {
         lambda u, a: aten.addmm(a, u, a, beta=2, alpha=-0.5), (5, 5), (SQUARE,),
     ),
     "viewed": (lambda u: aten.view(u, [2, -1]).exp(), (6,), ()),
+    "viewed where m is not in front in memory": (
+        lambda u, a: aten.view(aten.embedding_dense_backward(u, a, 5, -1, False), [15]),
+        (4, 3), (torch.tensor([1, 4, 1, 0]),),
+    ),
     "smaller than what is shared": (lambda u, a: a * u + u, (5,), (A,)),
     "number and matrix": (lambda u, a: a / u.exp(), (), (A,)),
     "where it is positive": (lambda u, a: aten.threshold_backward(u, a, 0), (4, 5), (A,)),
