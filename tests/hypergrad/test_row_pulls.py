@@ -10,10 +10,9 @@ from hyperopt_dl.hypergrad.over_rows import over_rows
 from hyperopt_dl.hypergrad.program import Program
 from hyperopt_dl.hypergrad.row_pulls import MOST, RowPulls
 from hyperopt_dl.seeds import seeded
-from tests.hypergrad.step_losses import CPU, NETS, Problem, build, images, mlp, trace_of, vectors
+from tests.hypergrad.step_losses import CPU, NETS, Problem, build, mlp, trace_of, vectors
 
 SLOW = {"LSTM", "GRU with dropout", "transformer", "fused attention"}
-APART = {"BatchNorm2d"}  # through a convolution
 
 
 def linearized(problem: Problem) -> tuple[Activations, int]:
@@ -49,9 +48,9 @@ def test_rows_at_once_are_pulled_as_one_by_one(name: str) -> None:
     for _ in range(2):  # where the graph is made, and where it is replayed
         found = saved.pull_rows(rows)
         torch.testing.assert_close(found, one_by_one(saved, rows), rtol=1e-12, atol=1e-13)
-    graph = made(saved.rows).get(3)
-    assert (graph is None) == (name in APART)
-    assert graph is None or len(graph.operators) < 1.6 * len(saved.B.operators)
+    graph = made(saved.rows)[3]
+    assert graph is not None
+    assert len(graph.operators) < 2 * len(saved.B.operators)
 
 
 def test_single_precision_is_kept() -> None:
@@ -68,7 +67,8 @@ def test_one_row_and_more_than_fit_into_a_block() -> None:
         rows = some_rows(m, p)
         expected = one_by_one(saved, rows)
         torch.testing.assert_close(saved.pull_rows(rows), expected, rtol=1e-12, atol=1e-13)
-    assert made(saved.rows).keys() == {MOST, 3}
+    graphs = made(saved.rows)
+    assert [m for m, graph in graphs.items() if graph] == [MOST, 3]
 
 
 def test_a_graph_is_made_once_for_each_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +110,19 @@ def test_casts_are_not_made_twice_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = saved.pull_rows(rows)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    assert made(saved.rows)[3] is not None
 
 
-def test_convolutions_are_known_by_their_operators() -> None:
-    saved, _ = linearized(Problem(nn.Sequential(nn.Conv2d(2, 3, 6), nn.Flatten()), images))
-    assert any("convolution" in name for name in saved.B.operators)
+def test_rows_of_a_large_step_are_pulled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, p = linearized(build("relu"))
+    monkeypatch.setattr(row_pulls, "ROOM", sum(each.nbytes for each in saved.tensors()) - 1)
+    rows = some_rows(3, p)
+    torch.testing.assert_close(saved.pull_rows(rows), one_by_one(saved, rows), rtol=0, atol=0)
+    assert made(saved.rows) == {3: None}
+
+
+def test_a_compiled_step_has_no_graph_of_its_rows() -> None:
+    saved, p = linearized(build("relu"))
+    rows, apart = some_rows(3, p), RowPulls(saved.B, together=False)
+    torch.testing.assert_close(apart(rows, saved.saved), one_by_one(saved, rows), rtol=0, atol=0)
+    assert made(apart) == {3: None}
