@@ -27,6 +27,18 @@ ROOMS = [
     {"study"},
     {"__init__"},
 ]
+# The same inside of one room: its files, and its folders as a whole.
+HYPERGRAD = [
+    {"constant", "estimator", "memory", "telescope"},
+    {"traces"},
+    {"closed_forms"},
+    {"steps"},
+    {"pushes", "sweeps"},
+    {"forward", "reverse"},
+    {"auto", "evolution", "hypergradient", "level_runs"},
+    {"telescoping"},
+    {"__init__"},
+]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY_IN = {
     "optuna": {"space", "tuners", "trial", "study"},
@@ -78,6 +90,17 @@ def test_imports_point_to_the_rooms_before(path: Path) -> None:
             continue
         theirs = parts[1]
         assert theirs == mine or LEVEL[theirs] < LEVEL[mine], f"{path.name}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hypergrad").rglob("*.py")), ids=pytest_id)
+def test_imports_inside_of_hypergrad_point_to_what_comes_before(path: Path) -> None:
+    level = {part: level for level, parts in enumerate(HYPERGRAD) for part in parts}
+    mine = path.relative_to(ROOT / "hypergrad").parts[0].removesuffix(".py")
+    for line, name in imported(path):
+        parts = name.split(".")
+        if parts[:2] == ["hyperopt_dl", "hypergrad"]:
+            theirs = parts[2]
+            assert theirs == mine or level[theirs] < level[mine], f"{path.name}:{line} has {name}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=pytest_id)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_dl.hypergrad.directions import Directions
 from hyperopt_dl.hypergrad.estimator import Observer
 from hyperopt_dl.hypergrad.forward import Forward, needed_bytes
 from hyperopt_dl.hypergrad.memory import available_bytes
+from hyperopt_dl.hypergrad.pushes.directions import Directions
 from hyperopt_dl.hypergrad.reverse import AUTO_SHARE, Reverse, steps_of
-from hyperopt_dl.hypergrad.split_step import SplitStep
-from hyperopt_dl.hypergrad.whole_step import WholeStep
+from hyperopt_dl.hypergrad.steps.split_step import SplitStep
+from hyperopt_dl.hypergrad.steps.whole_step import WholeStep
 from hyperopt_dl.training import Training
 
 _logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.estimator import Note, Observer
-from hyperopt_dl.hypergrad.leaves import Gathered
+from hyperopt_dl.hypergrad.steps.leaves import Gathered
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.training import State, Training, rollout
 

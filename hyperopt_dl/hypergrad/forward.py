@@ -15,9 +15,8 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.estimator import Observer
-from hyperopt_dl.hypergrad.memory import available_bytes
-from hyperopt_dl.hypergrad.push import SplitPush, WholePush
-from hyperopt_dl.hypergrad.snapshots import size_of
+from hyperopt_dl.hypergrad.memory import available_bytes, size_of
+from hyperopt_dl.hypergrad.pushes.push import SplitPush, WholePush
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State, Training
 

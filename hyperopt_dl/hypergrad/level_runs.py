@@ -15,8 +15,8 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.forward import Forward, check_room, tangents_of
 from hyperopt_dl.hypergrad.reverse import Reverse, steps_of
-from hyperopt_dl.hypergrad.sweep import WeightedLosses, sweep
-from hyperopt_dl.hypergrad.whole_step import WholeStep
+from hyperopt_dl.hypergrad.steps.whole_step import WholeStep
+from hyperopt_dl.hypergrad.sweeps.sweep import WeightedLosses, sweep
 from hyperopt_dl.training import State, Training, rollout
 
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad import trajectory
 from hyperopt_dl.hypergrad.estimator import Observer
-from hyperopt_dl.hypergrad.memory import available_bytes
-from hyperopt_dl.hypergrad.snapshots import InMemory, TwoLevel, size_of
-from hyperopt_dl.hypergrad.split_step import SplitStep
-from hyperopt_dl.hypergrad.sweep import Plan, WeightedLosses, sweep
-from hyperopt_dl.hypergrad.whole_step import WholeStep
+from hyperopt_dl.hypergrad.memory import available_bytes, size_of
+from hyperopt_dl.hypergrad.steps.split_step import SplitStep
+from hyperopt_dl.hypergrad.steps.whole_step import WholeStep
+from hyperopt_dl.hypergrad.sweeps import trajectory
+from hyperopt_dl.hypergrad.sweeps.snapshots import InMemory, TwoLevel
+from hyperopt_dl.hypergrad.sweeps.sweep import Plan, WeightedLosses, sweep
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import Training
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad.tangents import Seeds, Step
+from hyperopt_dl.hypergrad.closed_forms.tangents import Seeds, Step
 from hyperopt_dl.online.discount import Factor
 from hyperopt_dl.online.rules import Rule
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad.eager import functions_of, lacking_operator
+from hyperopt_dl.hypergrad.traces.eager import functions_of, lacking_operator
 
 Parts: TypeAlias = tuple[Tensor | None, ...]
 """One tensor a parameter, in its shape; ``None`` where the loss does not depend on it."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad.tangents import Advance, adagrad, adam, rmsprop, sgd
+from hyperopt_dl.hypergrad.closed_forms.tangents import Advance, adagrad, adam, rmsprop, sgd
 from hyperopt_dl.optimizers.options import FINITE, FRACTION, MOMENTUM, NON_NEGATIVE, Interval
 
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from hyperopt_dl.hypergrad.held_out import HeldOut
+from hyperopt_dl.hypergrad.steps.held_out import HeldOut
 from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.history import OnlineRecord
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent

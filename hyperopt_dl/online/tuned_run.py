@@ -1,7 +1,7 @@
 """A run of a training whose hyperparameters tune themselves, by the steps of forward mode.
 
 A step that is a pure function can be traced once and replayed with its tangents
-(``hypergrad.push``), which is cheaper than to record a graph in a loop that somebody else makes.
+(``hypergrad.pushes``), which is cheaper than to record a graph in a loop that somebody else makes.
 What moves, and when the run goes back, is decided as by `ForwardTuner` in such a loop.
 
 Letters: s the state, t its step; Z = ds/du, the tangents in the coordinates u; h hypergradient.
@@ -16,7 +16,7 @@ from torch import Tensor
 from hyperopt_dl.errors import SpaceError, TrainingError
 from hyperopt_dl.hypergrad.constant import Constant
 from hyperopt_dl.hypergrad.forward import check_room, tangents_of
-from hyperopt_dl.hypergrad.look import look_of
+from hyperopt_dl.hypergrad.pushes.look import look_of
 from hyperopt_dl.online.coordinates import Coordinate, continuous
 from hyperopt_dl.online.course import Course, check_constant, check_every, check_numbers
 from hyperopt_dl.online.history import Move, figure, packed, unpacked

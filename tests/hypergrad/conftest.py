@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperopt_dl.hypergrad import step_loss
-from hyperopt_dl.hypergrad.graphs import trace
+from hyperopt_dl.hypergrad.steps import step_loss
+from hyperopt_dl.hypergrad.traces.graphs import trace
 
 
 @pytest.fixture
@@ -43,5 +43,5 @@ def traces(monkeypatch: pytest.MonkeyPatch, trace_everything: None) -> list[int]
         made.append(x.numel())
         return trace(joint, u, x, tensors)
 
-    monkeypatch.setattr("hyperopt_dl.hypergrad.traced.trace", counted)
+    monkeypatch.setattr("hyperopt_dl.hypergrad.traces.traced.trace", counted)
     return made

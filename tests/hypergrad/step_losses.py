@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hyperopt_dl.hypergrad.eager import Eager
-from hyperopt_dl.hypergrad.traced import Traced
+from hyperopt_dl.hypergrad.traces.eager import Eager
+from hyperopt_dl.hypergrad.traces.traced import Traced
 from hyperopt_dl.network import Network, Weights
 from hyperopt_dl.seeds import seeded
 

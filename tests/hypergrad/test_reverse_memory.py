@@ -10,8 +10,8 @@ import torch
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Reverse, hypergradient
+from hyperopt_dl.hypergrad.memory import size_of
 from hyperopt_dl.hypergrad.reverse import Memory, budget_bytes, steps_of
-from hyperopt_dl.hypergrad.snapshots import size_of
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import HParams, State
 from tests.contracts.estimator import assert_same_answer

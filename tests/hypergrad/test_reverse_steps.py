@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad import Reverse, hypergradient, step_loss
+from hyperopt_dl.hypergrad import Reverse, hypergradient
 from hyperopt_dl.hypergrad.reverse import Memory
+from hyperopt_dl.hypergrad.steps import step_loss
 from hyperopt_dl.training import HParams, State
 from tests.hypergrad.runs import assert_close, fresh, mlp, supervised, unroll, vectors
 from tests.problems import Quadratic

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import hyperopt_dl as hd
 from hyperopt_dl.executors import Processes
-from hyperopt_dl.hypergrad.held_out import HeldOut
+from hyperopt_dl.hypergrad.steps.held_out import HeldOut
 from hyperopt_dl.online import Descent, Forward, ForwardTuner, HypergradientDescent
 from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, ClipNorm, Optimizer, RMSprop
 from hyperopt_dl.trial import Outcome

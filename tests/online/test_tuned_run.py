@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import hyperopt_dl as hd
-from hyperopt_dl.hypergrad import compiled
+from hyperopt_dl.hypergrad.traces import compiled
 from hyperopt_dl.online import ForwardTuner, TunedRun
 from hyperopt_dl.online.course import Course
 from hyperopt_dl.optimizers import SGD, Adam, ClipNorm, Schedule

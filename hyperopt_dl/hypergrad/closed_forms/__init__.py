@@ -1,0 +1,1 @@
+"""The optimizers' rules in closed form: their adjoints, and their tangents."""

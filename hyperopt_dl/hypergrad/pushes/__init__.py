@@ -1,0 +1,1 @@
+"""Tangents of the state that are carried along a run."""

@@ -1,0 +1,1 @@
+"""The derivative of one step of a training."""

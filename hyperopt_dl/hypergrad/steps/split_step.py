@@ -1,0 +1,131 @@
+"""The derivative of a step of ``Supervised``, split at the gradient.
+
+A step is ``g = ∇ℓ(x)`` followed by the optimizer's rule ``(x, z, g, λ) -> (x', z')``. The adjoint
+passes back through the rule, a few vector operations, and gives u, the adjoint of g; the Hessian
+product ``Hu`` and the mixed products ``u ∂g/∂λ`` are all that is left of the network
+(``hypergrad.step_loss``).
+
+Letters: x the p parameters; z the optimizer's slots; ℓ the training loss on a batch; g its
+gradient; H its Hessian; u the adjoint of g; λ the hyperparameters.
+"""
+
+from collections.abc import Mapping, Set
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperopt_dl.hypergrad.closed_forms.adjoints import Pulled, Step, adjoint_of
+from hyperopt_dl.hypergrad.memory import size_of
+from hyperopt_dl.hypergrad.steps.run_options import Options, RunOptions
+from hyperopt_dl.hypergrad.steps.step_loss import StepLoss
+from hyperopt_dl.hypergrad.steps.whole_step import Adjoint, WholeStep
+from hyperopt_dl.hypergrad.traces.eager import Saved, saved_bytes
+from hyperopt_dl.supervised import SLOT, Supervised, slots_of, unpack
+from hyperopt_dl.training import State
+
+
+class Recorded(NamedTuple):
+    """One step: what the rule's adjoint, its options and the Hessian product need."""
+
+    step: Step
+    options: Options
+    saved: Saved
+
+
+class SplitStep(WholeStep):
+    """The steps of one run of a ``Supervised``, with their derivatives.
+
+    Args:
+        training: The training.
+        hparams: Its hyperparameters, of which those that are floating are differentiated.
+        seed: Seed of the run.
+        device: Device of the run.
+        compile: Whether the graphs of the loss are compiled, however short the run.
+    """
+
+    def __init__(
+        self,
+        training: Supervised,
+        hparams: Mapping[str, Any],
+        *,
+        seed: int,
+        device: torch.device,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
+        super().__init__(training, hparams, seed=seed, device=device)
+        self._supervised = training
+        state = self.initial()
+        self._loss = StepLoss(training, self.gathered, state, compile=compile)
+        self._rule = adjoint_of(training.optimizer)
+        layout = self._loss.network.layout
+        self._options = RunOptions(training.optimizer, layout, state["params"], self.gathered)
+
+    def advance(self, state: State, t: int) -> State:
+        """Return s[t + 1], without a graph."""
+        g, buffers = self._loss.call("gradient", state, t)
+        return self._update(state, g, buffers, self._options.at(t), t)
+
+    def record(self, state: State, t: int) -> tuple[State, Any]:
+        """Return s[t + 1], and what the adjoints of the rule and of the gradient need."""
+        g, buffers, saved = self._loss.call("linearize", state, t)
+        options = self._options.at(t)
+        after = self._update(state, g, buffers, options, t)
+        g = g if self._rule.reads_g else g.new_empty(0)  # a record may be kept for long
+        return after, Recorded(self._step(state, g, after, options, t), options, saved)
+
+    def pull(self, recorded: Any, adjoint: Adjoint) -> Adjoint:
+        """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""
+        step, options, saved = recorded
+        pulled = self._pull_rule(step, options, adjoint)
+        return self._joined(pulled, saved.pull(pulled.u))
+
+    def pull_between(self, state: State, after: State, t: int, adjoint: Adjoint) -> Adjoint:
+        """Return α[t] from s[t] and s[t + 1], without g where the rule's adjoint can do so."""
+        options = self._options.at(t)
+        if self._rule.reads_g:
+            g, _, saved = self._loss.call("linearize", state, t)
+            step = self._step(state, g, after, options, t)
+            return self.pull(Recorded(step, options, saved), adjoint)
+        step = self._step(state, state["params"].new_empty(0), after, options, t)
+        pulled = self._pull_rule(step, options, adjoint)
+        return self._joined(pulled, self._loss.call("product", state, t, pulled.u))
+
+    def gradient(self, used: Set[str]) -> dict[str, Tensor]:
+        """Return dE/dλ by name, of all that has been pulled back."""
+        self._options.finish()
+        return super().gradient(used)
+
+    def recorded_bytes(self) -> int:
+        """Return the bytes that one more recorded step keeps: activations, and a state."""
+        start = self.initial()
+        before, first = self.record(start, 0)
+        after, second = self.record(before, 1)
+        held = [*start.values(), *before.values(), *first.saved.tensors()]  # data that all share
+        state = size_of(start, before, after) - size_of(start, before)
+        return saved_bytes(second.saved, [*held, *after.values()]) + state
+
+    def _update(
+        self, state: State, g: Tensor, buffers: tuple[Tensor, ...], options: Options, t: int
+    ) -> State:
+        named = dict(zip(unpack(state).buffers, buffers, strict=True)) if buffers else {}
+        with torch.no_grad():
+            return self._supervised.update(state, g, named, options.plain, t)
+
+    def _step(self, state: State, g: Tensor, after: State, options: Options, t: int) -> Step:
+        slots = slots_of(state), slots_of(after)
+        return Step(state["params"], slots[0], g, slots[1], options.plain, options.wanted, t)
+
+    def _pull_rule(self, step: Step, options: Options, adjoint: Adjoint) -> Pulled:
+        x_bar = adjoint["params"] if "params" in adjoint else torch.zeros_like(step.x)
+        pulled = self._rule(step, x_bar, slots_of(adjoint))
+        self._options.add(options, pulled.options)
+        return pulled
+
+    def _joined(self, pulled: Pulled, products: tuple[Tensor, tuple[Tensor, ...]]) -> Adjoint:
+        """Return the adjoint of the state, by the rule and by the gradient."""
+        Hu, mixed = products
+        for name, product in zip(self._loss.used, mixed, strict=True):
+            self.gathered.add(name, product)
+        slots = {SLOT + name: value for name, value in pulled.slots.items()}
+        return {"params": pulled.x + Hu, **slots}

@@ -1,0 +1,1 @@
+"""A run forward and a sweep back, and which states are kept for it."""
