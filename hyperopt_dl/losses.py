@@ -111,7 +111,7 @@ def scalar(loss: Tensor) -> Tensor:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TrainingError(
             f"The loss must return a 0-dim tensor, got {got}. Average over the examples of the "
-            f"batch."
+            f"batch, and leave it a tensor."
         )
     return loss
 

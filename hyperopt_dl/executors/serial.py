@@ -18,9 +18,15 @@ class Serial:
 
     Args:
         device: ``"auto"`` (the first GPU, else the CPU) or the name of a device.
+
+    Raises:
+        ExecutorError: The device is not there.
     """
 
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        local_device(self.device)
 
     def start(self, workload: Workload, estimator: Estimator | None = None) -> "SerialPool":
         """Return the one slot of this process."""

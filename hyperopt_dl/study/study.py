@@ -152,7 +152,7 @@ class Study:
             best = self._optuna.best_trial
         except ValueError as error:
             raise StudyError(
-                f"No trial is complete (and feasible) yet: {self._ledger.summary()}."
+                f"No trial is complete (and feasible) yet: {self._ledger.summary()}"
             ) from error
         return self._with_arrays(best)
 

@@ -27,6 +27,7 @@ from hyperopt_dl.gp.threads import small_matrices
 from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.space import Dimension, Space
+from hyperopt_dl.tuners.behind import Around, behind
 from hyperopt_dl.tuners.cube import Cube, searchable
 from hyperopt_dl.tuners.differentiating import check_use_of_gradients, estimator_of
 from hyperopt_dl.tuners.known_groups import check_names, check_structure
@@ -187,7 +188,10 @@ class AdditiveBO(BaseSampler):
         return random.sample_independent(study, trial, param_name, param_distribution)
 
     def propose(
-        self, study: optuna.Study, space: Mapping[str, BaseDistribution | Dimension], n: int
+        self,
+        study: optuna.Study | Around,
+        space: Mapping[str, BaseDistribution | Dimension],
+        n: int,
     ) -> list[dict[str, Any]]:
         """Return n points to try together, given the trials of a study; it is left as it is.
 
@@ -200,6 +204,7 @@ class AdditiveBO(BaseSampler):
             StudyError: n is less than 1, a group names a dimension that is not in the space, or the
                 study has several objectives.
         """
+        study = behind(study)
         check_objectives(self, len(study.directions))
         if n < 1:
             raise StudyError(f"propose needs n >= 1 points, got {n}.")
@@ -213,22 +218,24 @@ class AdditiveBO(BaseSampler):
             points = self._propose(study, cube, trials, _unfinished(trials), numbers)
         return [{name: {**constants, **point}[name] for name in distributions} for point in points]
 
-    def diagnostics(self, study: optuna.Study) -> Diagnostics:
+    def diagnostics(self, study: optuna.Study | Around) -> Diagnostics:
         """Return what the model of a study is based on and believes, and what went wrong with it.
 
         Raises:
             StudyError: The study has several objectives, or a group names no dimension of it.
         """
+        study = behind(study)
         observations, surrogate, _ = self._believed(study)
         return Diagnostics.of(observations, surrogate, study.user_attrs.get(FALLBACKS, {}))
 
-    def structure(self, study: optuna.Study) -> LearnedStructure:
+    def structure(self, study: optuna.Study | Around) -> LearnedStructure:
         """Return which dimensions the model of a study thinks act together.
 
         Raises:
             StudyError: The study has no loss yet or several objectives, or a group names no
                 dimension of it.
         """
+        study = behind(study)
         _, surrogate, cube = self._believed(study)
         if surrogate is None:
             raise StudyError(

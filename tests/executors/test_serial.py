@@ -32,3 +32,12 @@ def test_auto_is_the_first_gpu() -> None:
     study = hd.Study()
     study.optimize(lambda trial: float(trial.device.index), 1, progress=False)
     assert study.best.value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda:4096", "must be one of the"), ("gpu", "'gpu' is not the name of a device")],
+)
+def test_a_device_that_is_not_there_is_refused_at_construction(device: str, message: str) -> None:
+    with pytest.raises(hd.ExecutorError, match=message):
+        hd.executors.Serial(device=device)

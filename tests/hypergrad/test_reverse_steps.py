@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import hyperopt_dl as hd
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad import Reverse, hypergradient
 from hyperopt_dl.hypergrad.reverse import Memory
@@ -169,3 +170,19 @@ def test_a_training_that_breaks_its_promise_is_refused(fault: str, message: str)
 def test_what_is_no_estimator_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match="needs objects"):
         hypergradient(Odd(steps=4), {"lr": 0.1}, **arguments)
+
+
+@pytest.mark.parametrize("steps", [2, 40])  # too short for a trace, and not
+def test_a_training_loss_that_is_nan_each_time_replays_and_fails_its_trial_as_nan(
+    steps: int,
+) -> None:
+    def undefined(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, target) * torch.nan
+
+    training = supervised(fresh(mlp), vectors(0), vectors(1), loss=undefined, steps=steps)
+    value, gradient = hypergradient(training, {"lr": 0.1}, estimator=Reverse())
+    assert value.isnan()
+    assert gradient["lr"].isnan()
+    study = hd.Study({"lr": hd.Float(0.1, 0.2)}, tuner=hd.Hypergradient(), seed=0)
+    study.optimize(training, n_trials=1, progress=False)
+    assert study.trials[0].user_attrs["failure"] == "nan"

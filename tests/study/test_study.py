@@ -242,7 +242,7 @@ def test_a_sampler_that_raises_leaves_no_running_trial() -> None:
 
 def test_without_a_complete_trial_best_says_how_the_trials_went() -> None:
     study = hd.Study(SPACE, seed=0)
-    with pytest.raises(hd.StudyError, match="the study has no trials"):
+    with pytest.raises(hd.StudyError, match=r"the study has no trials\.$"):
         _ = study.best
     run(study, lambda trial: 1 / 0, 2)
     with pytest.raises(hd.StudyError, match="2 FAIL; the last error: ZeroDivisionError"):

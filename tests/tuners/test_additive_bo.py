@@ -228,6 +228,7 @@ def test_propose_leaves_the_study_as_it_is() -> None:
     for params in points:
         space.validate(params)
     assert points == tuner.propose(study.optuna, space.distributions(), 3)
+    assert points == tuner.propose(study, space, 3)
 
 
 def test_propose_is_asking_one_by_one() -> None:

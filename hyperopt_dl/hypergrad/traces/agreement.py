@@ -1,5 +1,6 @@
 """Whether a step gives the same numbers again, and the same numbers another way."""
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeAlias
 
@@ -99,6 +100,8 @@ def must_be_symmetric(eager: Eager, example: Example, seed: int) -> None:
         saved = eager.linearize(x, tuple(map(copied, tensors)))[2]
     Hu, Hv = (saved.pull(each)[0] for each in (u, v))
     size = float(u.norm() * Hv.norm() + v.norm() * Hu.norm())
+    if not math.isfinite(size):  # a loss that is not finite has no derivative to be wrong
+        return
     error = abs(float(v.double() @ Hu.double() - u.double() @ Hv.double()))
     if not error <= 10 * TRACING.get(x.dtype, 1e-2) * size:
         raise TrainingError(
@@ -141,8 +144,15 @@ def _named(g: Tensor, aux: Tensors, Hu: Tensor, mixed: Tensors) -> dict[str, Ten
 def _difference(
     found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float
 ) -> str | None:
-    """Return where the largest entries of the difference exceed the tolerance, in words."""
-    sizes = {name: float(tensor.abs().max()) for name, tensor in expected.items() if tensor.numel()}
+    """Return where the largest entries of the difference exceed the tolerance, in words.
+
+    NaN is the same as NaN: a loss that is not finite may well be so each time.
+    """
+    sizes = {
+        name: float(tensor.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        for name, tensor in expected.items()
+        if tensor.numel()
+    }
     noise = 100 * torch.finfo(expected["the gradient"].dtype).eps * max(sizes.values())
     for name, size in sizes.items():
         a, b = found[name].double(), expected[name].double()
