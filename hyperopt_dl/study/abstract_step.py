@@ -1,8 +1,7 @@
-"""One step of a training without data, which finds Arrays of a wrong shape before trial 0.
+"""One step of a training without data, which finds what fails in every trial before trial 0.
 
 On torch's device "meta" tensors have shapes and no entries, so that a step costs next to nothing.
-What fails there may be a fault of the device, which has no values to look at. So only that counts
-which fails in an operation on an Array, or on what was made from one, and for its shapes.
+What fails there may be a fault of the device, which has no values to look at: that does not count.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,30 +19,48 @@ from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import Training
 
 
-def check_arrays(training: Training, space: Space) -> None:
-    """Check the shapes of a space's Arrays, where the training is a ``Supervised`` on tensors.
+def check_step(training: Training, space: Space) -> None:
+    """See that a step, the losses and the metrics can be computed, for a ``Supervised`` on tensors.
 
     A model factory is called once more. Nothing is raised where some of three points of the space
-    give no error: a number may decide about the shape that is needed.
+    give no error, or another one: a number may decide about it.
 
     Raises:
-        TrainingError: A step, or the validation loss, cannot be computed with such Arrays.
+        TrainingError: They cannot; an Array whose shape does not fit is named.
     """
-    if not (space.arrays and isinstance(training, Supervised) and training.all_in_memory):
+    if not (isinstance(training, Supervised) and training.all_in_memory):
         return
     if training.online is not None:
         return
-    misfit = None
+    failures = []
     for u in (0.5, 0.0, 1.0):
-        if (misfit := _try(training, space, u)) is None:
+        failure = _try(training, space, u)
+        if failure is None:
             return
-    assert misfit is not None
-    names = ", ".join(f"{name}={space[name]!r}" for name in misfit.names)
-    raise TrainingError(
-        f"An Array must have the shape that the training needs, got {names}: {misfit.operation} "
-        f"was given the shapes {', '.join(map(str, misfit.shapes))}, and says: {misfit.error}. "
-        f"Give the Array another shape."
-    )
+        failures.append(failure)
+    misfit, error = failures[-1].misfit, failures[-1].error
+    if all(failure.misfit is not None for failure in failures):
+        assert misfit is not None
+        names = ", ".join(f"{name}={space[name]!r}" for name in misfit.names)
+        raise TrainingError(
+            f"An Array must have the shape that the training needs, got {names}: "
+            f"{misfit.operation} was given the shapes {', '.join(map(str, misfit.shapes))}, and "
+            f"says: {misfit.error}. Give the Array another shape."
+        )
+    if len({(failure.part, repr(failure.error)) for failure in failures}) == 1:
+        raise TrainingError(
+            f"{failures[-1].part} must be computable with the hyperparameters {sorted(space)}, but "
+            f"fails in every trial, with {type(error).__name__}: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What could not be computed, and why; ``misfit`` is where an Array has the wrong shape."""
+
+    part: str
+    error: Exception
+    misfit: "_Misfit | None"
 
 
 @dataclass(frozen=True)
@@ -56,20 +73,29 @@ class _Misfit:
     error: Exception
 
 
-def _try(training: Supervised, space: Space, u: float) -> _Misfit | None:
-    """Return what goes wrong with the Arrays where all numbers and choices have coordinate u."""
+def _try(training: Supervised, space: Space, u: float) -> _Failure | None:
+    """Return what fails where all numbers and choices have the coordinate u."""
     own = copy(training)  # it keeps its networks to itself
     arrays = {name: _empty(d) for name, d in space.items() if isinstance(d, Array)}
     numbers = {n: _plain(d.from_unit(u)) for n, d in space.items() if not isinstance(d, Array)}
     hparams = {**numbers, **arrays}
-    watch = _Watch(arrays)
-    try:
-        with watch:
-            state = own.init(hparams, seed=0, device="meta")
-            own.loss(state, hparams)
-            own.step(state, hparams, 0)
-    except Exception:
-        return watch.misfit
+    watch, state = _Watch(arrays), dict[str, Tensor]()
+    parts: dict[str, Callable[[], object]] = {
+        "The model": lambda: state.update(own.init(hparams, seed=0, device="meta")),
+        "The validation loss": lambda: own.loss(state, hparams),
+        "A training step": lambda: own.step(state, hparams, 0),
+        "A metric": lambda: own.metrics(state, hparams),
+        "The loss, or a metric, of the test data": lambda: own.test_metrics(state, hparams),
+    }
+    for part, call in parts.items():
+        try:
+            with watch:
+                call()
+        except Exception as error:
+            if not _of_the_device(error):
+                return _Failure(part, error, watch.misfit)
+            if not state:
+                return None
     return None
 
 
@@ -106,9 +132,12 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-def _of_the_device(error: Exception) -> bool:
+def _of_the_device(error: BaseException | None) -> bool:
     """Return whether an operation failed since there are no values, or another device is near."""
-    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
+    if error is None:
+        return False
+    here = isinstance(error, NotImplementedError) or "meta" in str(error).lower()
+    return here or _of_the_device(error.__cause__ or error.__context__)
 
 
 def _tensors(value: Any) -> list[Tensor]:

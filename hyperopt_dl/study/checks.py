@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler
 from hyperopt_dl.errors import StudyError
 from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.space import Space
-from hyperopt_dl.study.abstract_step import check_arrays
+from hyperopt_dl.study.abstract_step import check_step
 from hyperopt_dl.study.loop import Limits
 from hyperopt_dl.training import Training
 from hyperopt_dl.tuners.archive import ArrayTuner
@@ -169,7 +169,7 @@ def _check_training(training: Training, space: Space | None, directions: Sequenc
         )
     if hasattr(training, "check_space"):
         training.check_space(space)
-    check_arrays(training, space)
+    check_step(training, space)
     _warn_of_unused(training, space)
 
 

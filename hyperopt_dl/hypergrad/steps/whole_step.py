@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.steps.leaves import Gathered
-from hyperopt_dl.hypergrad.traces.eager import explained, kernels_with_second_derivatives
+from hyperopt_dl.hypergrad.traces.eager import explained
+from hyperopt_dl.hypergrad.traces.kernels import kernels_with_second_derivatives
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import NOT_REPLAYED, State, Training
 

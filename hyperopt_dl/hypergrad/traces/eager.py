@@ -18,15 +18,14 @@ Letters: p parameters; x parameters [p]; g gradient [p]; u adjoint of the gradie
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad.traces.kernels import kernels_with_second_derivatives
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 Loss: TypeAlias = Callable[[Tensor, Tensors], tuple[Tensor, Tensors]]
@@ -199,21 +198,6 @@ class _GraphOfGradient:
                     value = getattr(function, name)
                     values = value if isinstance(value, (list, tuple)) else (value,)
                     yield from (each for each in values if isinstance(each, Tensor))
-
-
-@contextmanager
-def kernels_with_second_derivatives(recurrent: bool) -> Iterator[None]:
-    """Leave aside the kernels that can be differentiated only once: attention's, and recurrent."""
-    libraries: Any = (torch.backends.mkldnn, torch.backends.cudnn) if recurrent else ()
-    before = [library.enabled for library in libraries]
-    with sdpa_kernel(SDPBackend.MATH):
-        try:
-            for library in libraries:
-                library.enabled = False
-            yield
-        finally:
-            for library, enabled in zip(libraries, before, strict=True):
-                library.enabled = enabled
 
 
 def explained(error: RuntimeError) -> TrainingError | None:
