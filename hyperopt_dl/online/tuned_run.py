@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_dl.errors import SpaceError, TrainingError
-from hyperopt_dl.hypergrad.constant import Constant
+from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.forward import check_room, tangents_of
 from hyperopt_dl.hypergrad.pushes.look import look_of
-from hyperopt_dl.online.coordinates import Coordinate, continuous
 from hyperopt_dl.online.course import Course, check_constant, check_every, check_numbers
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
+from hyperopt_dl.online.start import constant, coordinates_from
 from hyperopt_dl.optimizers.groups import everywhere
 from hyperopt_dl.optimizers.options import names_in
 from hyperopt_dl.optimizers.resolve import evaluate
@@ -103,14 +102,14 @@ class TunedRun:
         check_numbers(hyper_lr, discount, clip, trust, explosion)
         check_every(every)
         check_constant(discount)
-        self._coordinates = _coordinates(tune, hparams)
+        self._coordinates = coordinates_from(training, hparams, tune)
         self._training, self._every, self._hyper_lr = training, every, hyper_lr
         self._held = {n: v for n, v in hparams.items() if n not in tune}
         self._tuned = {c.name: float(hparams[c.name]) for c in self._coordinates}
         self._course = Course(
             len(tune), hyper_lr=hyper_lr, clip=clip, trust=trust, explosion=explosion
         )
-        given = {**self._tuned, **{n: _constant(n, value) for n, value in self._held.items()}}
+        given = {**self._tuned, **{n: constant(n, value) for n, value in self._held.items()}}
         self._push = tangents_of(
             training,
             given,
@@ -265,33 +264,6 @@ class TunedRun:
 
     def _placed(self, state: Mapping[str, Tensor]) -> State:
         return {name: value.to(self.state[name].device) for name, value in state.items()}
-
-
-def _coordinates(tune: Mapping[str, Float], hparams: HParams) -> tuple[Coordinate, ...]:
-    if not tune:
-        raise TrainingError("tune must name a hyperparameter, got none. Write tune={'lr': ...}.")
-    for name, dimension in tune.items():
-        continuous(name, dimension)
-        if name not in hparams:
-            raise TrainingError(
-                f"hparams must say where {name!r} starts, got {sorted(hparams)}. Add it."
-            )
-        if not dimension.contains(hparams[name]):
-            raise SpaceError(
-                f"{name!r} must start inside {dimension!r}, got {hparams[name]!r}. Widen the "
-                f"bounds, or start elsewhere."
-            )
-    return tuple(Coordinate(name, name, (), dimension) for name, dimension in tune.items())
-
-
-def _constant(name: str, value: Any) -> Any:
-    """Return a hyperparameter that stays where it is as what is not differentiated."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        raise TrainingError(
-            f"A hyperparameter that is not tuned must be a number or a choice, got a tensor of "
-            f"shape {tuple(value.shape)} for {name!r}. Put it into the loss or the model itself."
-        )
-    return Constant(value) if isinstance(value, float) else value
 
 
 def _rates(training: Training) -> list[Any]:

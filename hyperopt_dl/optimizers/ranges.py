@@ -38,9 +38,12 @@ def check_ranges(optimizer: Optimizer, space: Mapping[str, Dimension], steps: in
             elif isinstance(option, str):
                 low, high = _numbers(owner, name, option, space[option])
                 if low not in needed or high not in needed:
+                    got = f"in {space[option]!r}. Narrow the dimension."
+                    if low == high:
+                        got = f"at {low:g}. Change that value."
                     raise TrainingError(
                         f"{owner} needs {needed.condition(name)}, got the hyperparameter "
-                        f"{option!r} in {space[option]!r}. Narrow the dimension."
+                        f"{option!r} {got}"
                     )
 
 

@@ -319,39 +319,6 @@ def test_what_the_model_reads_stays_where_it_is() -> None:
         run.step()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tune": {}}, "tune must name a hyperparameter"),
-        ({"tune": {"lr": hd.Int(1, 2)}}, "needs a Float without a step"),
-        ({"tune": {"rate": DIMENSIONS["lr"]}}, "must say where 'rate' starts"),
-        ({"tune": {"lr": hd.Float(0.2, 0.3)}}, "must start inside"),
-        ({"hyper_lr": -1.0}, "hyper_lr must be a number >= 0"),
-        ({"discount": 2.0}, "discount must be a number from 0"),
-        ({"discount": "adaptive"}, "needs a number as discount"),
-        ({"every": 0}, "every must be a whole number"),
-        ({"batch_size": 25}, "batch_size must lie between 1 and the 24"),
-        ({"hparams": {"lr": 0.1, "w": torch.ones(2)}}, r"got a tensor of shape \(2,\) for 'w'"),
-        ({"training": Quadratic(), "batch_size": 2}, "batch_size is for a Supervised"),
-        ({"training": Quadratic(), "compile": True}, "compile=True is for a Supervised"),
-        (
-            {"training": training(SGD(0.1), online=hd.online.Descent())},
-            "cannot be replayed or differentiated",
-        ),
-    ],
-)
-def test_what_cannot_be_is_refused(change: Mapping[str, Any], message: str) -> None:
-    given = {"training": training(SGD("lr")), "hparams": {"lr": 0.1}, "tune": LR, **change}
-    with pytest.raises(hd.HyperoptError, match=message):
-        ForwardTuner.from_training(**given)
-
-
-def test_a_state_of_another_run_is_refused() -> None:
-    state = tuned(training(SGD("lr", "m"))).state_dict()
-    with pytest.raises(hd.TrainingError, match="A state must be of a run that tunes"):
-        tuned(training(SGD("lr"))).load_state_dict(state)
-
-
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiler that leaves graphs as they are."""
