@@ -4,6 +4,7 @@ Letters: E validation loss, e its gradient; h hypergradient in the coordinates, 
 """
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.discount import Discount, check_discount
 from hyperopt_dl.online.divergence import DEAD, alive, chaotic, exploded
 from hyperopt_dl.online.moves import Moments, at_rest, next_move
+from hyperopt_dl.optimizers.options import NON_NEGATIVE
 
 
 class Course:
@@ -98,12 +100,13 @@ def check_numbers(
     hyper_lr: float, discount: Discount, clip: float, trust: float, explosion: float
 ) -> None:
     """Raise a TrainingError unless these can be arguments of `ForwardTuner`."""
-    if not 0 <= hyper_lr < math.inf:
-        raise TrainingError(f"hyper_lr must be a number >= 0, got {hyper_lr}. Try 0.1.")
+    if hyper_lr not in NON_NEGATIVE:
+        raise TrainingError(f"hyper_lr must be a number >= 0, got {hyper_lr!r}. Try 0.1.")
     check_discount(discount)
-    for name, value in (("clip", clip), ("trust", trust), ("explosion", explosion)):
-        if not 0 < value <= math.inf:
-            raise TrainingError(f"{name} must be a positive number, got {value}.")
+    positive: dict[str, object] = {"clip": clip, "trust": trust, "explosion": explosion}
+    for name, value in positive.items():
+        if not (isinstance(value, numbers.Real) and float(value) > 0):
+            raise TrainingError(f"{name} must be a positive number, got {value!r}.")
 
 
 def check_constant(discount: object) -> None:

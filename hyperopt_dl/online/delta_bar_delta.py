@@ -16,6 +16,7 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
 from hyperopt_dl.online.kept import from_list, to_list
 from hyperopt_dl.online.rates import Rates, lr_of
+from hyperopt_dl.optimizers.options import FRACTION, NON_NEGATIVE
 
 
 class DeltaBarDelta:
@@ -47,10 +48,10 @@ class DeltaBarDelta:
         phi: float = 0.1,
         theta: float = 0.7,
     ) -> None:
-        if not 0 <= kappa < math.inf or not 0 <= phi < 1 or not 0 <= theta < 1:
+        if kappa not in NON_NEGATIVE or phi not in FRACTION or theta not in FRACTION:
             raise TrainingError(
-                f"DeltaBarDelta needs kappa >= 0 and phi and theta from 0 to below 1, got "
-                f"kappa={kappa}, phi={phi}, theta={theta}."
+                f"DeltaBarDelta needs numbers kappa >= 0 and phi and theta from 0 to below 1, got "
+                f"kappa={kappa!r}, phi={phi!r}, theta={theta!r}."
             )
         self.optimizer = optimizer
         self.kappa, self.phi, self.theta = kappa, phi, theta

@@ -16,6 +16,7 @@ from hyperopt_dl.online.directions import check_family, keeps_gradient, last_dir
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
 from hyperopt_dl.online.kept import from_list, to_list
 from hyperopt_dl.online.rates import Rates, lr_of
+from hyperopt_dl.optimizers.options import FRACTION, NON_NEGATIVE
 
 
 class HypergradientDescent:
@@ -126,8 +127,8 @@ def check_rule(hyper_lr: float, rule: str) -> None:
     """Raise a TrainingError unless these can be arguments of `HypergradientDescent`."""
     if rule not in ("multiplicative", "additive"):
         raise TrainingError(f"rule must be 'multiplicative' or 'additive', got {rule!r}.")
-    if not 0 <= hyper_lr < (1 if rule == "multiplicative" else math.inf):
+    if hyper_lr not in (FRACTION if rule == "multiplicative" else NON_NEGATIVE):
         raise TrainingError(
             f"hyper_lr must be a number >= 0, with the multiplicative rule below 1, got "
-            f"{hyper_lr}. Try 0.02."
+            f"{hyper_lr!r}. Try 0.02."
         )

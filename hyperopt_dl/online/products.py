@@ -29,13 +29,18 @@ def checked(loss: Tensor) -> float:
     """Return the value of a loss.
 
     Raises:
-        TrainingError: It is not one number, or has no graph.
+        TrainingError: It is no tensor of one number, or has no graph.
     """
-    if loss.numel() != 1 or not loss.requires_grad:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        got = (
+            f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
+            if isinstance(loss, Tensor)
+            else f"the {type(loss).__name__} {loss!r}"
+        )
         raise TrainingError(
-            f"A loss must be one number that depends on the optimizer's parameters, got shape "
-            f"{tuple(loss.shape)}, requires_grad={loss.requires_grad}. Take its mean, and take "
-            f"away a detach(), .item() or no_grad() between the model and it."
+            f"A loss must be one number, in a tensor, that depends on the optimizer's parameters, "
+            f"got {got}. Take its mean, and take away a detach(), .item() or no_grad() between the "
+            f"model and it."
         )
     return float(loss.detach())
 

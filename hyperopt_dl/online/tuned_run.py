@@ -26,6 +26,9 @@ from hyperopt_dl.space import Float
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import HParams, State, Training
 
+_NOTHING: Mapping[str, Any] = {"values": {}, "tangents": {}}
+"""What a state has that is of no run."""
+
 
 class TunedRun:
     """One run of a training, from ``ForwardTuner.from_training``, whose hyperparameters move.
@@ -191,7 +194,7 @@ class TunedRun:
         """
         known, found = (
             ([*part["values"]], {n: tuple(z.shape) for n, z in part["tangents"].items()})
-            for part in (self.state_dict(), state)
+            for part in (self.state_dict(), state if "values" in state else _NOTHING)
         )
         if known != found:
             raise TrainingError(

@@ -26,7 +26,10 @@ class Interval:
     high: float
     closed: bool = False
 
-    def __contains__(self, x: float) -> bool:
+    def __contains__(self, x: object) -> bool:
+        if not isinstance(x, numbers.Real):
+            return False
+        x = float(x)
         below = x <= self.high if self.closed else x < self.high
         return math.isfinite(x) and self.low <= x and below
 

@@ -1,6 +1,7 @@
 """Descent along the hypergradient, as an Optuna sampler."""
 
 import logging
+import numbers
 import threading
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -366,7 +367,7 @@ def _quasi_random(seed: int | None) -> BaseSampler:
 def _check(
     estimator: object,
     optimizer: object,
-    lr: float,
+    lr: object,
     chains: int,
     chain_length: int | None,
     starts: object,
@@ -377,8 +378,8 @@ def _check(
             f"optimizer must be 'adam', 'sgd' or a factory such as torch.optim.RMSprop, got "
             f"{optimizer!r}."
         )
-    if not 0 < lr < float("inf"):
-        raise StudyError(f"lr must be a positive number (units of the cube), got {lr}.")
+    if not (isinstance(lr, numbers.Real) and 0 < float(lr) < float("inf")):
+        raise StudyError(f"lr must be a positive number (units of the cube), got {lr!r}.")
     if chains < 1:
         raise StudyError(f"chains must be at least 1, got {chains}.")
     if not (chain_length is None or chain_length >= 1):

@@ -180,7 +180,11 @@ def test_a_scheduler_goes_on_and_its_base_rate_is_moved(tuner_of: Any) -> None:
         (lambda o: HypergradientDescent(o, rule="both"), "rule must be"),  # type: ignore[arg-type]
         (lambda o: HypergradientDescent(o, 1.0), "multiplicative rule below 1"),
         (lambda o: HypergradientDescent(o, -0.1, "additive"), "got -0.1"),
+        (lambda o: HypergradientDescent(o, "0.1"), "number >= 0, .* got '0.1'"),  # type: ignore[arg-type]
+        (lambda o: HypergradientDescent(o, math.inf, "additive"), "got inf"),
         (lambda o: DeltaBarDelta(o, kappa=-1.0), "kappa=-1.0"),
+        (lambda o: DeltaBarDelta(o, kappa="0.1"), "kappa='0.1'"),  # type: ignore[arg-type]
+        (lambda o: DeltaBarDelta(o, kappa=0.1, phi="0.1"), "phi='0.1'"),  # type: ignore[arg-type]
         (lambda o: DeltaBarDelta(o, kappa=0.1, phi=1.0), "phi=1.0"),
         (lambda o: DeltaBarDelta(o, kappa=0.1, theta=1.5), "theta=1.5"),
     ],

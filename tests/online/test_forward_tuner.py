@@ -286,6 +286,10 @@ def test_a_state_of_another_tuner_is_refused() -> None:
     state = ForwardTuner(optimizer, LR).state_dict()
     with pytest.raises(hd.TrainingError, match=r"got \['lr'\]"):
         ForwardTuner(optimizer, {"momentum": hd.Float(0.1, 0.9)}).load_state_dict(state)
+    state["tangents"] = [{"x": block["x"][:, 1:]} for block in state["tangents"]]
+    for other in ({}, state):
+        with pytest.raises(hd.TrainingError, match=r"must be of a tuner of \['lr'\]"):
+            ForwardTuner(optimizer, LR).load_state_dict(other)
 
 
 @pytest.mark.parametrize("seed", range(20))

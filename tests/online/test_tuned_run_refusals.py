@@ -99,5 +99,6 @@ def test_a_training_of_one_s_own_is_asked_too() -> None:
 
 def test_a_state_of_another_run_is_refused() -> None:
     state = tuned(training(SGD("lr", "m"))).state_dict()
-    with pytest.raises(hd.TrainingError, match="A state must be of a run that tunes"):
-        tuned(training(SGD("lr"))).load_state_dict(state)
+    for other in (state, {}):
+        with pytest.raises(hd.TrainingError, match="A state must be of a run that tunes"):
+            tuned(training(SGD("lr"))).load_state_dict(other)

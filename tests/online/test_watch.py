@@ -114,12 +114,15 @@ def test_a_group_that_comes_later_is_refused() -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("loss_of_x", [lambda x: x.detach().sum(), lambda x: x * torch.ones(2)])
+@pytest.mark.parametrize(
+    "loss_of_x",
+    [lambda x: x.detach().sum(), lambda x: x * torch.ones(2), lambda x: x.item(), lambda _: None],
+)
 @pytest.mark.parametrize("name", ["backward", "step"])
 def test_a_loss_is_one_number_with_a_graph(loss_of_x: Any, name: str) -> None:
     x = nn.Parameter(torch.ones(1))
     tuner = ForwardTuner(torch.optim.SGD([x], lr=0.1), {"lr": RATE})
-    with pytest.raises(hd.TrainingError, match="one number that depends on"):
+    with pytest.raises(hd.TrainingError, match="one number, in a tensor, that depends"):
         getattr(tuner, name)(loss_of_x(x))
 
 
@@ -167,7 +170,10 @@ def test_a_beta_stays_below_1() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hyper_lr": -1.0}, "hyper_lr"),
+        ({"hyper_lr": -1.0}, "hyper_lr must be a number >= 0, got -1.0"),
+        ({"hyper_lr": "0.1"}, "hyper_lr must be a number >= 0, got '0.1'"),
+        ({"trust": "0.1"}, "trust must be a positive number, got '0.1'"),
+        ({"clip": None}, "clip must be a positive number, got None"),
         ({"discount": 1.1}, "discount"),
         ({"discount": "adapted"}, "discount must be a number"),
         ({"clip": 0.0}, "clip"),

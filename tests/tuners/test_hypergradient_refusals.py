@@ -17,6 +17,7 @@ from tests.tuners.descents import LR, PROBLEM
         ({"optimizer": "lbfgs"}, "'adam', 'sgd' or a factory"),
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"lr": math.nan}, "lr must be a positive number"),
+        ({"lr": "0.1"}, r"lr must be a positive number .* got '0.1'"),
         ({"chains": 0}, "chains must be at least 1, got 0"),
         ({"chain_length": 0}, "chain_length must be at least 1"),
         ({"starts": "sobol"}, "starts must be a sampler"),
