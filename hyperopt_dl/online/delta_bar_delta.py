@@ -61,7 +61,12 @@ class DeltaBarDelta:
         self._mean: dict[Tensor, Tensor] = {}
 
     def step(self) -> None:
-        """Move the rates for the step that the optimizer is about to make."""
+        """Move the rates for the step that the optimizer is about to make.
+
+        Raises:
+            TrainingError: Another tuner has been made for the optimizer since.
+        """
+        self._rates.check_in_use()
         self.steps += 1
         gradients, values = {}, {}
         for number, group in enumerate(self.optimizer.param_groups):

@@ -46,7 +46,7 @@ class ForwardTuner:
     a hypergradient beyond 100 times the validation loss, which is that of a chaotic run, and a
     validation gradient with half as many entries other than 0 as the first gradient, which is that
     of a dying network. With ``hyper_lr=0`` nothing is touched, and training is what it is
-    without a tuner.
+    without a tuner. A tuner takes the place of one that was made for the same optimizer before.
 
     The optimizer is SGD, Adam, AdamW, RMSprop or Adagrad of ``torch.optim`` itself. A torch
     scheduler may run beside: the tuner then moves the base rate, and each step takes the scheduled
@@ -174,6 +174,7 @@ class ForwardTuner:
                 the optimizer does not have, or has no second derivative; or ``.grad`` was changed
                 since the last call.
         """
+        self._rates.check_in_use()
         value = checked(loss)
         first = not self._course.begun
         if self._course.explodes(value):
@@ -216,6 +217,7 @@ class ForwardTuner:
         Raises:
             TrainingError: The loss is no number with a graph.
         """
+        self._rates.check_in_use()
         value = checked(validation_loss)
         e = gradient(validation_loss, [*self._params, *self._in_loss.tensors], graph=False)
         h = self._hypergradient(e)

@@ -4,12 +4,22 @@ Without one, the rate is ``group["lr"]``. A torch scheduler marks its groups wit
 and rewrites ``group["lr"]`` as it likes; there the rate that is tuned is the base rate, ``scale *
 initial_lr``, and a step takes the scheduled rate times the same scale. The scaled rate stands in
 the group only while ``optimizer.step()`` runs, so that every scheduler finds what it left.
+
+An optimizer has the rates of one tuner: those of a tuner that is made later take their place, as
+when the cell of a notebook is run twice.
 """
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils.hooks import RemovableHandle
+
+from hyperopt_dl.errors import TrainingError
+
+_HOOKS: WeakKeyDictionary[torch.optim.Optimizer, tuple[RemovableHandle, ...]] = WeakKeyDictionary()
+"""What the tuner that was made last has hung into an optimizer; a handle keeps neither alive."""
 
 
 def lr_of(number: int) -> str:
@@ -19,6 +29,8 @@ def lr_of(number: int) -> str:
 
 class Rates:
     """Reads and moves learning rates, and gives the scaled ones to each step.
+
+    What an earlier object has hung into the optimizer is taken away.
 
     Args:
         optimizer: Whose rates these are.
@@ -35,8 +47,22 @@ class Rates:
         self._before_step = before_step
         self._scheduled: dict[int, float] = {}
         self.scales = [1.0] * len(optimizer.param_groups)
-        optimizer.register_step_pre_hook(self._enter)
-        optimizer.register_step_post_hook(lambda *_: self._leave())
+        for hook in _HOOKS.get(optimizer, ()):
+            hook.remove()
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._enter),
+            optimizer.register_step_post_hook(lambda *_: self._leave()),
+        )
+        _HOOKS[optimizer] = self._hooks
+
+    def check_in_use(self) -> None:
+        """Raise a TrainingError where another tuner has been made for the optimizer since."""
+        if _HOOKS.get(self._optimizer) is not self._hooks:
+            raise TrainingError(
+                "An optimizer has one tuner, the one that was made last, got a call of one that "
+                "was made before. Call the last one, which may tune several hyperparameters, or "
+                "make this one anew."
+            )
 
     def base(self, number: int) -> float:
         """Return the rate of a group that is tuned; of a scheduled group, the base rate."""
