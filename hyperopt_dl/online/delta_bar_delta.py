@@ -97,7 +97,12 @@ class DeltaBarDelta:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a run where ``state_dict`` left it; model and optimizer load their own."""
+        """Take up a run where ``state_dict`` left it; model and optimizer load their own.
+
+        Raises:
+            TrainingError: The state is of another kind of tuner, or of other parameter groups.
+        """
+        self._rates.check_state(state, self.state_dict())
         self.steps, self.history = state["steps"], unpacked(state["history"])
         self._rates.scales = list(state["scales"])
         self._mean = from_list(state["mean"], self.optimizer)

@@ -98,7 +98,12 @@ class HypergradientDescent:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a run where ``state_dict`` left it; model and optimizer load their own."""
+        """Take up a run where ``state_dict`` left it; model and optimizer load their own.
+
+        Raises:
+            TrainingError: The state is of another kind of tuner, or of other parameter groups.
+        """
+        self._rates.check_state(state, self.state_dict())
         self.steps, self.history = state["steps"], unpacked(state["history"])
         self._rates.scales, self._used = list(state["scales"]), list(state["used"])
         self._kept = from_list(state["kept"], self.optimizer)

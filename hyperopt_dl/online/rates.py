@@ -9,7 +9,7 @@ An optimizer has the rates of one tuner: those of a tuner that is made later tak
 when the cell of a notebook is run twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,6 +62,16 @@ class Rates:
                 "An optimizer has one tuner, the one that was made last, got a call of one that "
                 "was made before. Call the last one, which may tune several hyperparameters, or "
                 "make this one anew."
+            )
+
+    def check_state(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Raise a TrainingError unless a state has the entries of one's own, and as many groups."""
+        groups = len(self.scales)
+        if state.keys() != own.keys() or len(state["scales"]) != groups:
+            raise TrainingError(
+                f"A state must have {sorted(own)} of a tuner of {groups} parameter group(s), got "
+                f"{sorted(state)} of {len(state.get('scales', ()))}. Build model, optimizer and "
+                f"tuner as they were."
             )
 
     def base(self, number: int) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import hyperopt_dl as hd
-from hyperopt_dl.online import DeltaBarDelta, HypergradientDescent
+from hyperopt_dl.online import DeltaBarDelta, ForwardTuner, HypergradientDescent
 from tests.online.runs import groups_of, loss_of, network
 
 Build = Callable[[Any], torch.optim.Optimizer]
@@ -154,6 +154,16 @@ def test_a_resumed_run_ends_at_the_same_bits(build: Build, tuner_of: Any) -> Non
     assert second[3].get_last_lr() == through[3].get_last_lr()
     for a, b in zip(second[0].parameters(), through[0].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tuner_of", TUNERS.values(), ids=TUNERS)
+def test_a_state_of_another_tuner_is_refused(tuner_of: Any) -> None:
+    one = torch.optim.SGD(network().parameters(), lr=0.05)
+    two = torch.optim.SGD(groups_of(network(), [{}, {}]), lr=0.05)
+    forward = ForwardTuner(two, {"lr": hd.Float(1e-3, 1.0, log=True)})
+    for state in ({}, tuner_of(one).state_dict(), forward.state_dict()):
+        with pytest.raises(hd.TrainingError, match=r"of a tuner of 2 parameter group\(s\), got"):
+            tuner_of(two).load_state_dict(state)
 
 
 @pytest.mark.parametrize("tuner_of", TUNERS.values(), ids=TUNERS)
