@@ -1,7 +1,6 @@
 """Descent along the hypergradient, as an Optuna sampler."""
 
 import logging
-import numbers
 import threading
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -18,14 +17,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from hyperopt_dl.errors import StudyError
 from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.hypergrad.estimator import Learner
 from hyperopt_dl.tuners.archive import archive_of, array_ids
-from hyperopt_dl.tuners.chain import NAMED, Descent, Optimizer, turn
+from hyperopt_dl.tuners.chain import Descent, Optimizer, turn
 from hyperopt_dl.tuners.clipping import ESTIMATED, EXACT
 from hyperopt_dl.tuners.closing import average_point, is_closing
 from hyperopt_dl.tuners.differentiating import check_estimator, check_fixed, estimator_of
+from hyperopt_dl.tuners.hypergradient_arguments import check_chains, check_descent
 from hyperopt_dl.tuners.keywords import keywords_for
 from hyperopt_dl.tuners.moving import Dimensions, moving, values_at
 from hyperopt_dl.tuners.objectives import check_objectives
@@ -127,9 +126,10 @@ class Hypergradient(BaseSampler):
         seed: int | None = None,
         average_last: float = 0.5,
     ) -> None:
-        _check(estimator, optimizer, lr, chains, chain_length, starts)
+        check_estimator(estimator)
+        check_descent(optimizer, lr, average_last)
+        check_chains(chains, chain_length, starts)
         check_fixed(fixed)
-        _check_average(average_last)
         self.estimator = estimator_of(estimator)
         self.optimizer = optimizer
         self.lr = lr
@@ -361,37 +361,4 @@ def _quasi_random(seed: int | None) -> BaseSampler:
             seed=0 if seed is None else seed,
             independent_sampler=optuna.samplers.RandomSampler(seed),
             warn_independent_sampling=False,
-        )
-
-
-def _check(
-    estimator: object,
-    optimizer: object,
-    lr: object,
-    chains: int,
-    chain_length: int | None,
-    starts: object,
-) -> None:
-    check_estimator(estimator)
-    if not (callable(optimizer) or optimizer in NAMED):
-        raise StudyError(
-            f"optimizer must be 'adam', 'sgd' or a factory such as torch.optim.RMSprop, got "
-            f"{optimizer!r}."
-        )
-    if not (isinstance(lr, numbers.Real) and 0 < float(lr) < float("inf")):
-        raise StudyError(f"lr must be a positive number (units of the cube), got {lr!r}.")
-    if chains < 1:
-        raise StudyError(f"chains must be at least 1, got {chains}.")
-    if not (chain_length is None or chain_length >= 1):
-        raise StudyError(f"chain_length must be at least 1 (trials) or None, got {chain_length}.")
-    if not (starts is None or isinstance(starts, BaseSampler)):
-        raise StudyError(
-            f"starts must be a sampler such as optuna.samplers.RandomSampler(), got {starts!r}."
-        )
-
-
-def _check_average(average_last: float) -> None:
-    if not 0 < average_last <= 1:
-        raise StudyError(
-            f"average_last must be a part of the points above 0 and up to 1, got {average_last!r}."
         )

@@ -18,8 +18,12 @@ from tests.tuners.descents import LR, PROBLEM
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"lr": math.nan}, "lr must be a positive number"),
         ({"lr": "0.1"}, r"lr must be a positive number .* got '0.1'"),
-        ({"chains": 0}, "chains must be at least 1, got 0"),
+        ({"chains": 0}, "chains must be at least 1, a whole number, got 0"),
+        ({"chains": "2"}, "chains must be at least 1, a whole number, got '2'"),
         ({"chain_length": 0}, "chain_length must be at least 1"),
+        ({"chain_length": 2.5}, "chain_length must be at least 1, a whole number .* got 2.5"),
+        ({"average_last": 0.0}, "average_last must be a part"),
+        ({"average_last": "0.5"}, "average_last must be a part .* got '0.5'"),
         ({"starts": "sobol"}, "starts must be a sampler"),
     ],
 )
