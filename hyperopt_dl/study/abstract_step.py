@@ -4,6 +4,7 @@ On torch's device "meta" tensors have shapes and no entries, so that a step cost
 What fails there may be a fault of the device, which has no values to look at: that does not count.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from hyperopt_dl.space import Array, Space
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import Training
 
+DEVICES = {"device", "devices", "backend", "cpu", "gpu", "cuda", "hip", "xpu", "triton"}
+"""Words of an error by which a fault of the device is known."""
+
 
 def check_step(training: Training, space: Space) -> None:
-    """See that a step, the losses and the metrics can be computed, for a ``Supervised`` on tensors.
+    """See that a step and the losses can be computed, for a ``Supervised`` on tensors.
 
-    A model factory is called once more. Nothing is raised where some of three points of the space
-    give no error, or another one: a number may decide about it.
+    A model factory is called once more; a metric is not called, for it may keep what it is given.
+    Nothing is raised where some of three points of the space give no error, or another one: a
+    number may decide about it.
 
     Raises:
         TrainingError: They cannot; an Array whose shape does not fit is named.
@@ -84,15 +89,14 @@ def _try(training: Supervised, space: Space, u: float) -> _Failure | None:
         "The model": lambda: state.update(own.init(hparams, seed=0, device="meta")),
         "The validation loss": lambda: own.loss(state, hparams),
         "A training step": lambda: own.step(state, hparams, 0),
-        "A metric": lambda: own.metrics(state, hparams),
-        "The loss, or a metric, of the test data": lambda: own.test_metrics(state, hparams),
+        "The loss of the test data": lambda: own.test_metrics(state, hparams),
     }
     for part, call in parts.items():
         try:
             with watch:
                 call()
         except Exception as error:
-            if not _of_the_device(error):
+            if watch.misfit is not None or not _of_the_device(error):
                 return _Failure(part, error, watch.misfit)
             if not state:
                 return None
@@ -120,7 +124,7 @@ class _Watch(TorchFunctionMode):
         try:
             result = func(*args, **(kwargs or {}))
         except Exception as error:
-            if names and self.misfit is None and not _of_the_device(error):
+            if names and self.misfit is None and not _for_want_of_values(error):
                 shapes = [tuple(tensor.shape) for tensor in given]
                 name = getattr(func, "__name__", repr(func))
                 self.misfit = _Misfit(sorted(names), name, shapes, error)
@@ -132,12 +136,23 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-def _of_the_device(error: BaseException | None) -> bool:
+def _for_want_of_values(error: BaseException) -> bool:
     """Return whether an operation failed since there are no values, or another device is near."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
+
+
+def _of_the_device(error: BaseException | None) -> bool:
+    """Return whether anything failed for want of values, or of another device.
+
+    An assertion may be about either, and does not say.
+    """
     if error is None:
         return False
-    here = isinstance(error, NotImplementedError) or "meta" in str(error).lower()
-    return here or _of_the_device(error.__cause__ or error.__context__)
+    words = re.findall(r"[a-z]+", str(error).lower())
+    here = isinstance(error, AssertionError) or not DEVICES.isdisjoint(words)
+    return (
+        here or _for_want_of_values(error) or _of_the_device(error.__cause__ or error.__context__)
+    )
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -31,10 +31,6 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     return (output.argmax(1) == target).float().mean()
 
 
-def each(output: Tensor, target: Tensor) -> Tensor:
-    return (output.argmax(1) == target).float()
-
-
 def each_loss(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, target, reduction="none")
 
@@ -59,8 +55,6 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": of_the_training_alone, "validation_loss": nn.functional.cross_entropy},
         "A training step must .* invalid for input of size 1",
     ),
-    "a metric for each example": ({"metrics": {"each": each}}, "A metric must .* only one element"),
-    "a metric": ({"metrics": {"none": lambda output, target: 1 / 0}}, "ZeroDivisionError"),
 }
 
 
@@ -78,20 +72,52 @@ def test_what_works_is_tried_and_left() -> None:
     check_step(training(), SPACE)
 
 
-def of_values(output: Tensor, target: Tensor) -> float:
-    return float(output.numpy().mean()) + (1.0 if target.sum() > 0 else 0.0)
+class Kept:
+    """A metric that keeps what it is given, as those of torchmetrics do."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, output: Tensor, target: Tensor) -> float:
+        self.seen.append(target)
+        return 0.0
 
 
-def repacked(output: Tensor, target: Tensor) -> float:
+def test_a_metric_is_not_called() -> None:
+    metric = Kept()
+    check_step(training(metrics={"kept": metric}), SPACE)
+    assert metric.seen == []
+
+
+def of_values(output: Tensor, target: Tensor) -> Tensor:
+    return output.mean() * (2 if target.sum() > 0 else 1)
+
+
+def of_numpy(output: Tensor, target: Tensor) -> Tensor:
+    return output.mean() * float(target.numpy().mean())
+
+
+def repacked(output: Tensor, target: Tensor) -> Tensor:
     try:
-        return float(output.mean())
+        return output.mean() * target.sum().item()
     except RuntimeError as error:
         raise ValueError("no number") from error
 
 
-@pytest.mark.parametrize("metric", [of_values, repacked])
-def test_what_needs_values_is_left_to_the_trials(metric: Any) -> None:
-    check_step(training(metrics={"m": metric}), SPACE)
+def of_a_kernel(output: Tensor, target: Tensor) -> Tensor:
+    if not output.is_cuda:
+        raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+    return output.mean()
+
+
+def asserted(output: Tensor, target: Tensor) -> Tensor:
+    assert output.is_cuda
+    return output.mean()
+
+
+@pytest.mark.parametrize("loss", [of_values, of_numpy, repacked, of_a_kernel, asserted])
+def test_what_needs_values_or_a_device_is_left_to_the_trials(loss: Any) -> None:
+    check_step(training(loss=loss), SPACE)
 
 
 def test_what_fails_for_some_numbers_only_is_left_to_the_trials() -> None:
