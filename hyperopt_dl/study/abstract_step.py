@@ -55,7 +55,8 @@ def check_step(training: Training, space: Space) -> None:
     if len({(failure.part, repr(failure.error)) for failure in failures}) == 1:
         raise TrainingError(
             f"{failures[-1].part} must be computable with the hyperparameters {sorted(space)}, but "
-            f"fails in every trial, with {type(error).__name__}: {error}"
+            f"fails at each of {len(failures)} points of the space, with "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

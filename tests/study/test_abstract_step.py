@@ -42,7 +42,7 @@ def of_the_training_alone(output: Tensor, target: Tensor) -> Tensor:
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "a name that is not in the space": (
         {"model": lambda hp: nn.Linear(4, hp["width"])},
-        r"The model must be .* \['lr'\], but fails in every trial, with KeyError: 'width'",
+        r"The model must be .* \['lr'\], but fails at each of 3 points .* KeyError: 'width'",
     ),
     "training inputs": ({"train": (X[:, :3], Y)}, "A training step must .* reduction dim"),
     "validation inputs": (
