@@ -10,9 +10,8 @@
 One tensor of masks in place of lists of dimensions lets structures stand in one batch: two kernels
 of a batch may group the dimensions differently.
 
-Squared distances come from one matrix product, with each categorical dimension written as one
-column per choice and half its scale. They are exact to about 1e-16 times the scales, and κ is
-smooth in r² down to 0, so nothing is lost where points coincide.
+Squared distances come from matrix products, exact to about 1e-16 times the scales, and κ is smooth
+in r² down to 0, so nothing is lost where points coincide.
 """
 
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from hyperopt_dl.gp.distances import Distances, distances_to
 
 Family: TypeAlias = Literal["matern52", "rbf"]
 _ROOT5 = 5.0**0.5
@@ -62,8 +63,11 @@ class Kernel:
 
     def squared_distances(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return r², ``[..., G, n1, n2]``, never below 0."""
-        a = (self.masks * self.scales).unsqueeze(-2)
-        return squared_distances(x1.unsqueeze(-3), x2.unsqueeze(-3), a, self.categorical)
+        return self.distances_to(x2)(x1)
+
+    def distances_to(self, x: Tensor) -> Distances:
+        """Prepare the squared distances to ``... x n x D`` points."""
+        return distances_to(x, self.masks * self.scales, self.categorical)
 
     @property
     def variance(self) -> Tensor:
@@ -97,23 +101,6 @@ def stack(kernels: Sequence[Kernel]) -> Kernel:
         padded[0].categorical,
         padded[0].family,
     )
-
-
-def squared_distances(x1: Tensor, x2: Tensor, a: Tensor, categorical: Tensor) -> Tensor:
-    """Return ``Σ_d a_d δ_d``, a ``... x n1 x n2`` tensor.
-
-    Args:
-        x1: A ``... x n1 x D`` tensor of points.
-        x2: A ``... x n2 x D`` tensor of points.
-        a: A ``... x 1 x D`` tensor of scales, 0 for a dimension that does not count.
-        categorical: A ``D`` tensor of bool.
-    """
-    if bool(categorical.any()):
-        x1, x2, a = _one_column_per_choice(x1, x2, a, categorical)
-    x1, x2 = x1 - 0.5, x2 - 0.5  # smaller numbers cancel with less rounding
-    ax1 = a * x1
-    norms = (ax1 * x1).sum(-1).unsqueeze(-1) + (a * x2.square()).sum(-1).unsqueeze(-2)
-    return (norms - 2 * ax1 @ x2.mT).relu_()
 
 
 def correlation(r2: Tensor, family: Family) -> Tensor:
@@ -190,23 +177,6 @@ class _Matern52Slope(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (r2,) = ctx.saved_tensors
         return gradient * (25 / 12) * torch.exp(-_ROOT5 * r2.sqrt())
-
-
-def _one_column_per_choice(
-    x1: Tensor, x2: Tensor, a: Tensor, categorical: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return points and scales in which squared differences count a changed choice once.
-
-    Two choices that differ do so in two columns, each of which has half the scale.
-    """
-    ordered = (~categorical).nonzero().squeeze(-1)
-    columns1, columns2, scales = [x1[..., ordered]], [x2[..., ordered]], [a[..., ordered]]
-    for d in categorical.nonzero().squeeze(-1).tolist():
-        choices = torch.unique(torch.cat([x1[..., d].flatten(), x2[..., d].flatten()]))
-        columns1.append((x1[..., d : d + 1] == choices).to(x1))
-        columns2.append((x2[..., d : d + 1] == choices).to(x2))
-        scales.append((0.5 * a[..., d : d + 1]).expand(*a.shape[:-1], len(choices)))
-    return torch.cat(columns1, -1), torch.cat(columns2, -1), torch.cat(scales, -1)
 
 
 def _pad(kernel: Kernel, components: int) -> Kernel:

@@ -24,6 +24,7 @@ component nothing, and the model would be sure of sums where there are hardly an
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +33,15 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.gp.data import Data
+from hyperopt_dl.gp.distances import columns_read
 from hyperopt_dl.gp.kernel import Family, Kernel, correlation_and_slope
 
 LOWEST, HIGHEST, LOWEST_NOISE = -12.0, 8.0, math.log(1e-6)
 """The bounds of the logarithms."""
 GROUP_SCALE = 4.0
 """The typical scale in a component that does not read every dimension: a lengthscale of a half."""
+_AT_ONCE = 2**15
+"""Numbers of a temporary tensor that components share."""
 _WALL = 1e10
 """What the search meets in place of a likelihood that cannot be computed."""
 _JITTERS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -147,10 +151,7 @@ def _likelihood(
     """Return the negative log marginal likelihood ``[b]`` and its gradient."""
     a, s2 = parameters.scales.exp(), parameters.noise.exp()
     w = structure.real * parameters.weights.exp()
-    S = (structure.masks * a[:, structure.vector]) @ data.E
-    k, dk = torch.empty_like(S), torch.empty_like(S)
-    for g in range(S.shape[1]):  # one by one they stay in the processor's cache
-        k[:, g], dk[:, g] = correlation_and_slope(S[:, g], structure.family)
+    k, dk, reads = _components(data, structure, a)
     below = (w.unsqueeze(-2) @ k).squeeze(-2)
     noise = s2.unsqueeze(-1) / data.counts
     L, ok = cholesky(data.square(below, w.sum(-1, keepdim=True) + noise))
@@ -161,12 +162,48 @@ def _likelihood(
 
     W = 0.5 * (torch.cholesky_inverse(L) - alpha @ alpha.mT)
     diagonal = W.diagonal(dim1=-2, dim2=-1)
-    pairs = 2 * data.below(W).unsqueeze(-2)
-    to_weights = w * ((k @ pairs.mT).squeeze(-1) + diagonal.sum(-1, keepdim=True))
-    to_scales = structure.masks * w.unsqueeze(-1) * (dk.mul_(pairs) @ data.E.T)
+    pairs = 2 * data.below(W).unsqueeze(-1)
+    to_weights = w * ((k @ pairs).squeeze(-1) + diagonal.sum(-1, keepdim=True))
+    to_scales = structure.masks * w.unsqueeze(-1) * _pull(data, dk.mul_(pairs.mT), reads)
     vectors = torch.zeros_like(a).index_add_(1, structure.vector, to_scales)
     to_noise = (diagonal * noise).sum(-1) + 0.5 * (repeats - data.spread / s2)
     return torch.where(ok, value, torch.nan), Parameters(vectors * a, to_weights, to_noise)
+
+
+def _components(data: Data, structure: Structure, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return κ(S_g) and κ'(S_g), ``[b, G, N]``, and what all components but the first read.
+
+    The first may read every dimension. The others go over what they read alone, a few of them at a
+    time, so that what lies between stays in the processor's cache.
+    """
+    scales = structure.masks * a[:, structure.vector]
+    reads = columns_read(structure.masks[:, 1:])
+    of_others = scales[:, 1:].gather(-1, reads).unsqueeze(-2)
+    k, dk = data.E.new_empty(2, *scales.shape[:2], data.E.shape[-1])
+    k[:, 0], dk[:, 0] = correlation_and_slope(scales[:, 0] @ data.E, structure.family)
+    for i, some in _blocks(data, reads):
+        S = (of_others[i, some] @ data.E[reads[i, some]]).squeeze(-2)
+        k[i, 1:][some], dk[i, 1:][some] = correlation_and_slope(S, structure.family)
+    return k, dk, reads
+
+
+def _pull(data: Data, to_S: Tensor, reads: Tensor) -> Tensor:
+    """Return ``⟨to_S_g, E_d⟩``, ``[b, G, D]``, where a component reads the dimension."""
+    products = to_S.new_zeros(*to_S.shape[:2], len(data.E))
+    products[:, 0] = to_S[:, 0] @ data.E.T
+    for i, some in _blocks(data, reads):
+        known = data.E[reads[i, some]] @ to_S[i, 1:][some].unsqueeze(-1)
+        products[i, 1:][some] = products[i, 1:][some].scatter(-1, reads[i, some], known.squeeze(-1))
+    return products
+
+
+def _blocks(data: Data, reads: Tensor) -> Iterator[tuple[int, slice]]:
+    """Return a kernel, and some of its components but the first, until all have been there."""
+    b, others, P = reads.shape
+    size = max(1, _AT_ONCE // max(1, P * data.E.shape[-1]))
+    for i in range(b):
+        for start in range(0, others, size):
+            yield i, slice(start, start + size)
 
 
 def constant(data: Data) -> float:

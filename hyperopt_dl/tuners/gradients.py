@@ -26,9 +26,13 @@ def gradients_of(trials: Sequence[FrozenTrial], cube: Cube, *, sign: float) -> T
         cube: The dimensions.
         sign: 1 to minimise, -1 to maximise.
     """
-    rows = [[_derivative(trial, name) for name in cube.names] for trial in trials]
-    natural = torch.tensor(rows, dtype=torch.float64).reshape(len(trials), len(cube.names))
-    gradients = sign * natural * cube.stretch([trial.params for trial in trials])
+    gradients = torch.full((len(trials), len(cube.names)), torch.nan, dtype=torch.float64)
+    rows = [row for row, trial in enumerate(trials) if _known(trial)]
+    if rows:
+        known = [trials[row] for row in rows]
+        natural = [[_derivative(trial, name) for name in cube.names] for trial in known]
+        stretch = cube.stretch([trial.params for trial in known])
+        gradients[rows] = sign * torch.tensor(natural, dtype=torch.float64) * stretch
     return torch.where(gradients.isfinite(), gradients, torch.nan)
 
 
@@ -37,7 +41,10 @@ def offered(trials: Sequence[FrozenTrial], cube: Cube) -> int:
     return sum(len(set(recorded(t.user_attrs) or {}) & set(cube.names)) for t in trials)
 
 
+def _known(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE and bool(recorded(trial.user_attrs))
+
+
 def _derivative(trial: FrozenTrial, name: str) -> float:
     derivative: Any = (recorded(trial.user_attrs) or {}).get(name)
-    usable = trial.state == TrialState.COMPLETE and isinstance(derivative, (int, float))
-    return float(derivative) if usable else math.nan
+    return float(derivative) if isinstance(derivative, (int, float)) else math.nan

@@ -99,7 +99,8 @@ def common_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
         return {}
     common = decisive[0].distributions
     for trial in decisive[1:]:
-        common = {k: d for k, d in common.items() if trial.distributions.get(k) == d}
+        if trial.distributions != common:
+            common = {k: d for k, d in common.items() if trial.distributions.get(k) == d}
     return searchable(common)
 
 
