@@ -12,7 +12,7 @@ With α = K⁻¹ y and W = ½ (K⁻¹ - α α'):
     ∂L/∂a_vd     = Σ_g m_gd w_g ⟨W κ'(S_g), E_d⟩, over the g that read v
     ∂L/∂log s²   = Σ_i W_ii s² / c_i
 
-One Cholesky factor and one inverse, O(n³), and O(n² G D) for everything else.
+One Cholesky factor and one inverse, O(n³), and O(n²) for every dimension that a component reads.
 
 Priors, on natural parameters and without a Jacobian, of the form that Optuna's GPSampler has:
 exp(-0.1 c/a - 0.1 a/c) for each scale, Gamma(2, 1) for the total variance, Gamma(1.1, 30) for the
@@ -26,6 +26,7 @@ component nothing, and the model would be sure of sums where there are hardly an
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.optimize
@@ -85,6 +86,11 @@ class Structure:
     def real(self) -> Tensor:
         """1 for a component that reads a dimension, 0 for an empty one, ``[b, G]``."""
         return self.masks.amax(-1)
+
+    @cached_property
+    def reads(self) -> Tensor:
+        """The dimensions that all components but the first read, ``[b, G - 1, P]``."""
+        return columns_read(self.masks[:, 1:])
 
     @property
     def log_shares(self) -> Tensor:
@@ -151,7 +157,7 @@ def _likelihood(
     """Return the negative log marginal likelihood ``[b]`` and its gradient."""
     a, s2 = parameters.scales.exp(), parameters.noise.exp()
     w = structure.real * parameters.weights.exp()
-    k, dk, reads = _components(data, structure, a)
+    k, dk = _components(data, structure, a)
     below = (w.unsqueeze(-2) @ k).squeeze(-2)
     noise = s2.unsqueeze(-1) / data.counts
     L, ok = cholesky(data.square(below, w.sum(-1, keepdim=True) + noise))
@@ -164,27 +170,27 @@ def _likelihood(
     diagonal = W.diagonal(dim1=-2, dim2=-1)
     pairs = 2 * data.below(W).unsqueeze(-1)
     to_weights = w * ((k @ pairs).squeeze(-1) + diagonal.sum(-1, keepdim=True))
-    to_scales = structure.masks * w.unsqueeze(-1) * _pull(data, dk.mul_(pairs.mT), reads)
+    to_scales = structure.masks * w.unsqueeze(-1) * _pull(data, dk.mul_(pairs.mT), structure.reads)
     vectors = torch.zeros_like(a).index_add_(1, structure.vector, to_scales)
     to_noise = (diagonal * noise).sum(-1) + 0.5 * (repeats - data.spread / s2)
     return torch.where(ok, value, torch.nan), Parameters(vectors * a, to_weights, to_noise)
 
 
-def _components(data: Data, structure: Structure, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return κ(S_g) and κ'(S_g), ``[b, G, N]``, and what all components but the first read.
+def _components(data: Data, structure: Structure, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return κ(S_g) and κ'(S_g), ``[b, G, N]``.
 
     The first may read every dimension. The others go over what they read alone, a few of them at a
     time, so that what lies between stays in the processor's cache.
     """
     scales = structure.masks * a[:, structure.vector]
-    reads = columns_read(structure.masks[:, 1:])
+    reads = structure.reads
     of_others = scales[:, 1:].gather(-1, reads).unsqueeze(-2)
     k, dk = data.E.new_empty(2, *scales.shape[:2], data.E.shape[-1])
     k[:, 0], dk[:, 0] = correlation_and_slope(scales[:, 0] @ data.E, structure.family)
     for i, some in _blocks(data, reads):
         S = (of_others[i, some] @ data.E[reads[i, some]]).squeeze(-2)
         k[i, 1:][some], dk[i, 1:][some] = correlation_and_slope(S, structure.family)
-    return k, dk, reads
+    return k, dk
 
 
 def _pull(data: Data, to_S: Tensor, reads: Tensor) -> Tensor:
