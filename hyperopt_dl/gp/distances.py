@@ -64,7 +64,7 @@ class Distances:
             x: A ``... x m x D`` tensor of points.
             cotangent: A ``... x G x m x n`` tensor.
         """
-        z = self._centred(_columns(x, self.ordered, self.choices))
+        z = x[..., self.ordered] - 0.5
         F = self.first.shape[-3]
         meets = (cotangent[..., :F, :, :] @ self.first.mT).sum(-3)
         if self.reads.shape[-2]:

@@ -199,7 +199,7 @@ def _pull(data: Data, to_S: Tensor, reads: Tensor) -> Tensor:
     products[:, 0] = to_S[:, 0] @ data.E.T
     for i, some in _blocks(data, reads):
         known = data.E[reads[i, some]] @ to_S[i, 1:][some].unsqueeze(-1)
-        products[i, 1:][some] = products[i, 1:][some].scatter(-1, reads[i, some], known.squeeze(-1))
+        products[i, 1:][some].scatter_(-1, reads[i, some], known.squeeze(-1))
     return products
 
 
