@@ -35,7 +35,7 @@ def interaction_scores(
         noise: The variance of an observation.
         family: The family of the kernels.
     """
-    kernels = correlation(scales.unsqueeze(-1) * data.E, family)
+    kernels = correlation(scales.unsqueeze(-1) * data.E[:-1], family)
     L, _ = cholesky(data.square(weights @ kernels, weights.sum() + noise / data.counts)[None])
     alpha = torch.cholesky_solve(data.y[None, :, None], L)
     Q = (alpha @ alpha.mT - torch.cholesky_inverse(L))[0]

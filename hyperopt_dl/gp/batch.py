@@ -126,14 +126,14 @@ def propose(
 
 
 def _best(knowledge: Knowledge, chain: Posterior, worth: Acquisition, seed: int) -> Tensor:
-    kernel = chain.kernel
-    shares = kernel.weights.unsqueeze(-1) * kernel.masks
+    kernel, D = chain.kernel, chain.x.shape[-1]
+    shares = (kernel.weights.unsqueeze(-1) * kernel.masks)[:, :D]
     return maximize(
         worth,
         knowledge.domain,
         around=knowledge.around,
         seen=knowledge.seen,
-        scale=(shares * kernel.scales).sum(-2) / shares.sum(-2).clamp(min=1e-12),
+        scale=(shares * kernel.scales[:, :D]).sum(-2) / shares.sum(-2).clamp(min=1e-12),
         seed=derive(seed, "candidates"),
     )
 
@@ -174,18 +174,19 @@ def _per_group(
     points = first.repeat(q, 1)
     believed = believe(chain, torch.cat([knowledge.pending, first.unsqueeze(0)]))
     for g in _groups(chain):
-        read = chain.kernel.masks[g].bool()
+        read = chain.kernel.reads[g]
         picks = _picks(knowledge, believed, g, q - 1, seed=derive(seed, "group", g), sample=sample)
         points[1 : 1 + len(picks)][:, read] = picks[:, read]
     return points
 
 
 def _groups(chain: Posterior) -> list[int]:
-    """Return the components that stand for groups: all but a full one, unless it is alone."""
-    masks, weights = chain.kernel.masks, chain.kernel.weights
-    real = [g for g in range(len(masks)) if bool(weights[g] > 0)]
-    groups = [g for g in real if not bool(masks[g].all())]
-    return groups or real
+    """Return the components that stand for groups, or the full one where there are none."""
+    masks = chain.kernel.masks[:, : chain.x.shape[-1]] > 0
+    real = masks.any(-1) & (chain.kernel.weights > 0)
+    groups = real & ~masks.all(-1)
+    chosen: list[int] = (groups if bool(groups.any()) else real).nonzero().squeeze(-1).tolist()
+    return chosen
 
 
 def _picks(

@@ -1,6 +1,6 @@
 """Chains over structures: the model that the tuner asks.
 
-    k = w_0 κ(all dimensions) + Σ_g w_g κ(group g)
+    k = w_0 κ(all dimensions) + w_1 κ(radius) + Σ_g w_g κ(group g)
 
 A chain has a partition of the dimensions and hyperparameters of its own. It alternates: rounds of
 moves over partitions at fixed hyperparameters, then a short fit of the hyperparameters at the
@@ -55,7 +55,8 @@ class Chain:
     partition: Partition | None
     """The groups beside the full component; None if there are none."""
     parameters: Parameters
-    """The logarithms of its hyperparameters, a batch of one; component 0 is the full one."""
+    """The logarithms of its hyperparameters, a batch of one; component 0 is the full one, 1 that of
+    the radius."""
     log_posterior: float
     """Of the partition and the hyperparameters, in nats, up to a constant of the data's number."""
     together: np.ndarray
@@ -111,7 +112,7 @@ def fit(
         categorical: A ``D`` tensor of bool.
         structure: "learned" groups; "full", none; "additive", each dimension alone; or the groups
             themselves, where a dimension that is not named stands alone. Groups are always beside
-            the full component.
+            the full component and that of the radius.
         chains: How many chains; where there is nothing to learn there is one.
         state: What the last call returned, for the same dimensions.
         seed: Fixes the outcome.
@@ -165,7 +166,7 @@ def _learn(
     data: Data, number: int, state: Fitted | None, seed: int, rounds: int, cycles: int
 ) -> Fitted:
     """Move and fit every chain, as often as there are cycles."""
-    D = len(data.E)
+    D = data.x.shape[-1]
     chains = [] if state is None else list(state.chains[:number])
     calls = 1 if state is None else state.calls + 1
     affinity = None if state is None or calls % AFFINITY_EVERY == 0 else state.affinity
@@ -200,8 +201,8 @@ def _advance(
 
 def _fit_from(data: Data, partition: Partition | None, before: Chain | None) -> Chain:
     """Return a chain at a partition, its hyperparameters fitted from those of the chain before."""
-    D = len(data.E)
-    scales = data.E.new_zeros(1, 1 if partition is None else 2, D)
+    D = data.x.shape[-1]
+    scales = data.E.new_zeros(1, 2, D + 1)
     structure = _structure(partition, scales)
     start = initial(structure, scales.shape[1]) if before is None else before.parameters
     found = fit_hyperparameters(
@@ -215,15 +216,17 @@ def _fit_from(data: Data, partition: Partition | None, before: Chain | None) -> 
 
 def _evidence(data: Data, chain: Chain) -> Evidence:
     """Return the posterior of partitions at the hyperparameters of a chain."""
+    D = data.x.shape[-1]
     scales, weights = chain.parameters.scales[0].exp(), chain.parameters.weights[0].exp()
-    full = correlation(scales[0] @ data.E, "matern52") * weights[0]
+    full = weights[0] * correlation(scales[0, :D] @ data.E[:D], "matern52")
+    radial = weights[1] * correlation(scales[1, D] * data.E[D], "matern52")
     return Evidence(
         data,
-        scales=scales[1],
+        scales=scales[1, :D],
         variances=_variances(chain).exp(),
         noise=chain.parameters.noise.exp().item(),
-        prior=default_prior(len(scales[1])),
-        full=(full, weights[0].item()),
+        prior=default_prior(D),
+        beside=(full + radial, float(weights[:2].sum())),
     )
 
 
@@ -231,7 +234,7 @@ def _regroup(chain: Chain, partition: Partition) -> Parameters:
     """Return the parameters of a chain for other groups: each dimension brings its variance."""
     variances = _variances(chain)
     new = torch.stack([variances[group].logsumexp(0) for group in groups(partition)])
-    weights = torch.cat([chain.parameters.weights[0, :1], new])
+    weights = torch.cat([chain.parameters.weights[0, :2], new])
     return replace(chain.parameters, weights=weights[None])
 
 
@@ -240,22 +243,23 @@ def _variances(chain: Chain) -> Tensor:
     assert chain.partition is not None
     labels = torch.tensor(chain.partition, device=chain.parameters.weights.device)
     number = torch.bincount(labels).log()
-    return (chain.parameters.weights[0, 1:] - number)[labels]
+    return (chain.parameters.weights[0, 2:] - number)[labels]
 
 
 def _structure(partition: Partition | None, scales: Tensor) -> Structure:
-    """Return the structure of the full component and the groups beside it."""
-    D = scales.shape[-1]
-    members = [list(range(D)), *([] if partition is None else groups(partition))]
-    masks = scales.new_zeros(1, len(members), D)
+    """Return the structure of the full component, that of the radius, and the groups."""
+    D = scales.shape[-1] - 1
+    members = [list(range(D)), [D], *([] if partition is None else groups(partition))]
+    masks = scales.new_zeros(1, len(members), D + 1)
     for g, group in enumerate(members):
         masks[0, g, group] = 1
-    return Structure(masks, torch.tensor([0] + [1] * (len(members) - 1), device=scales.device))
+    vector = torch.tensor([0] + [1] * (len(members) - 1), device=scales.device)
+    return Structure(masks, vector, has_radius=True)
 
 
 def _affinity(data: Data) -> Affinity:
     """Return which dimensions seem to interact, from a short fit without interactions."""
-    D = len(data.E)
+    D = data.x.shape[-1]
     masks = torch.eye(D, dtype=data.E.dtype, device=data.E.device)[None]
     structure = Structure(masks, torch.zeros(D, dtype=torch.long, device=masks.device))
     start = initial(structure, vectors=1)

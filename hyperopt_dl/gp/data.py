@@ -1,7 +1,8 @@
 """Observations as the likelihood reads them: one row per distinct point, and every pair of rows.
 
     n  distinct points        N  pairs of them, n (n - 1) / 2        D  dimensions
-    E  [D, N], δ_d of each pair: (x_d - x'_d)², or [x_d ≠ x'_d] for a categorical d
+    E  [D + 1, N], δ_d of each pair: (x_d - x'_d)², or [x_d ≠ x'_d] for a categorical d; and last
+       (ρ - ρ')² of the radius ρ
 
 A kernel is symmetric and has one value on its diagonal, so it is a function of the pairs alone:
 half the work of square matrices, and the squared distance of any group of dimensions is a sum of
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from hyperopt_dl.gp.radius import radius
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Data:
     categorical: Tensor
     """``[D]``, bool."""
     E: Tensor
-    """``[D, N]``, in the order of `pairs`."""
+    """``[D + 1, N]``, in the order of `pairs`."""
     pairs: Tensor
     """``[2, N]``, the rows and the columns of the entries below the diagonal."""
 
@@ -70,8 +73,10 @@ def observe(x: Tensor, y: Tensor, categorical: Tensor) -> Data:
     spread = (y - means[member]).square().sum().item()
     points = x[first]
     pairs = torch.tril_indices(n, n, offset=-1, device=x.device)
-    differences = (points[pairs[0]] - points[pairs[1]]).T
-    E = torch.where(categorical.unsqueeze(-1), (differences != 0).to(x), differences.square())
+    numbers = torch.cat([points, radius(points[:, ~categorical] - 0.5).unsqueeze(-1)], -1)
+    differences = (numbers[pairs[0]] - numbers[pairs[1]]).T
+    choices = torch.nn.functional.pad(categorical, (0, 1)).unsqueeze(-1)
+    E = torch.where(choices, (differences != 0).to(x), differences.square())
     return Data(points, means, counts, spread, categorical, E.contiguous(), pairs)
 
 

@@ -8,6 +8,10 @@ With δ = x - x' and κ', κ'' the derivatives of the correlation in r², a sum 
     g  component, of G     w  its weight     a_g  its scales, 0 where its mask is 0
     u  points at which derivatives are known     r  derivatives, each of one point and one dimension
 
+A component that reads the radius ρ has r² = a_ρ (ρ - ρ')². There, with ρ_j = ∂ρ/∂x_j, the factor
+a_j δ_j becomes a_ρ (ρ - ρ') ρ_j, at the point that the derivative in j belongs to, and a_i [i = j]
+becomes a_ρ ρ_i ρ'_j.
+
 Everything is bounded, for a Matern-5/2 too: κ' is -5/6 and κ'' is 25/12 at distance 0, and every
 factor 1/r of κ''' meets a δ. So the covariance with values can be differentiated once more, in x.
 
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.gp.kernel import Family, Kernel, slope
+from hyperopt_dl.gp.radius import radius, radius_slope
 
 _ROOT5 = 5.0**0.5
 
@@ -55,41 +60,78 @@ class Derivatives:
         a = kernel.masks * kernel.scales
         slopes = slope(kernel.squared_distances(self.x, x), kernel.family)  # ... x G x u x m
         weighted = (-2 * kernel.weights)[..., None, None] * slopes
-        by_dimension = torch.einsum("...gum,...gd->...udm", weighted, a)
-        return by_dimension[..., self.point, self.dimension, :] * self._differences(x)
+        by_column = torch.einsum("...gum,...gd->...udm", weighted, a)
+        found = by_column[..., self.point, self.dimension, :] * self._differences(x)
+        if not _has_radius(kernel):
+            return found
+        return found + by_column[..., self.point, -1, :] * self._differences_of_radii(kernel, x)
 
     def with_parts(self, kernel: Kernel, x: Tensor) -> Tensor:
         """Return their covariance with each component at points, ``[..., G, r, m]``."""
-        a = (kernel.masks * kernel.scales)[..., self.dimension].unsqueeze(-1)
+        a = (kernel.masks * kernel.scales).unsqueeze(-1)
         slopes = slope(kernel.squared_distances(self.x, x), kernel.family)[..., self.point, :]
-        weights = (-2 * kernel.weights)[..., None, None]
-        return weights * slopes * a * self._differences(x).unsqueeze(-3)
+        weighted = (-2 * kernel.weights)[..., None, None] * slopes
+        along = a[..., self.dimension, :] * self._differences(x).unsqueeze(-3)
+        if _has_radius(kernel):
+            along = along + a[..., -1:, :] * self._differences_of_radii(kernel, x).unsqueeze(-3)
+        return weighted * along
 
     def covariance(self, kernel: Kernel) -> Tensor:
         """Return their covariance ``[..., r, r]`` with each other, without noise."""
         r2 = kernel.squared_distances(self.x, self.x)
-        a = (kernel.masks * kernel.scales)[..., self.dimension]
+        a = kernel.masks * kernel.scales
+        where = self.x[self.point]
         alike = self.dimension.unsqueeze(-1) == self.dimension
-        curved = torch.zeros_like(r2[..., 0, :1, :1])  # summed one by one: r² numbers each
-        sloped = torch.zeros_like(curved)
+        apart = self._differences(where)  # r x r: along the row's dimension
+        total = torch.zeros_like(r2[..., 0, :1, :1])  # summed one by one: r² numbers each
         for g in range(r2.shape[-3]):
-            wa = kernel.weights[..., g, None] * a[..., g, :]
+            w, a_g = kernel.weights[..., g, None], a[..., g, self.dimension]
             pair = curvature(r2[..., g, :, :], kernel.family)[..., self.point, :][..., self.point]
-            curved = curved + pair * wa.unsqueeze(-1) * a[..., g, None, :]
             flat = slope(r2[..., g, :, :], kernel.family)[..., self.point, :][..., self.point]
-            sloped = sloped + flat * wa.unsqueeze(-1)
-        apart = self._differences(self.x[self.point])  # r x r: along the row's dimension
-        return 4 * curved * apart * apart.mT - 2 * alike * sloped
+            both = (w * a_g).unsqueeze(-1) * a_g.unsqueeze(-2)
+            total = total + 4 * both * pair * apart * apart.mT
+            total = total - 2 * (w * a_g).unsqueeze(-1) * flat * alike
+            if _has_radius(kernel) and bool(a[..., g, -1].any()):
+                a_rho, slopes = a[..., g, -1, None], self._slopes_of_radii(kernel)
+                aside = self._differences_of_radii(kernel, where)
+                curved = 4 * (w * a_rho * a_rho).unsqueeze(-1) * pair * aside * aside.mT
+                sloped = 2 * (w * a_rho).unsqueeze(-1) * flat * slopes.unsqueeze(-1) * slopes
+                total = total + curved - sloped
+        return total
 
     def variance(self, kernel: Kernel) -> Tensor:
-        """Return their prior variances ``[..., r]``, which differ by dimension alone."""
-        shares = kernel.weights.unsqueeze(-1) * kernel.masks * kernel.scales
+        """Return their prior variances ``[..., r]``."""
+        shares = (kernel.weights.unsqueeze(-1) * kernel.masks * kernel.scales).sum(-2)
         at_zero = slope(shares.new_zeros(()), kernel.family)
-        return -2 * at_zero * shares.sum(-2)[..., self.dimension]
+        total = shares[..., self.dimension]
+        if _has_radius(kernel):
+            total = total + shares[..., -1:] * self._slopes_of_radii(kernel).square()
+        return -2 * at_zero * total
 
     def _differences(self, x: Tensor) -> Tensor:
         """Return x_j - x'_j, ``[..., r, m]``, of points and those of the derivatives, along j."""
         return x[..., self.dimension].mT - self.x[self.point, self.dimension].unsqueeze(-1)
+
+    def _slopes_of_radii(self, kernel: Kernel) -> Tensor:
+        """Return ρ_j, ``[r]``, at the points of the derivatives."""
+        slopes = torch.zeros_like(self.x)
+        slopes[:, ~kernel.categorical] = radius_slope(_ordered(kernel, self.x))
+        return slopes[self.point, self.dimension]
+
+    def _differences_of_radii(self, kernel: Kernel, x: Tensor) -> Tensor:
+        """Return (ρ - ρ') ρ'_j, ``[..., r, m]``, of points and those of the derivatives."""
+        known = radius(_ordered(kernel, self.x))[self.point].unsqueeze(-1)
+        apart = radius(_ordered(kernel, x)).unsqueeze(-2) - known
+        return apart * self._slopes_of_radii(kernel).unsqueeze(-1)
+
+
+def _has_radius(kernel: Kernel) -> bool:
+    return kernel.masks.shape[-1] > len(kernel.categorical)
+
+
+def _ordered(kernel: Kernel, x: Tensor) -> Tensor:
+    """Return x - ½ in the ordered dimensions."""
+    return x[..., ~kernel.categorical] - 0.5
 
 
 def curvature(r2: Tensor, family: Family) -> Tensor:

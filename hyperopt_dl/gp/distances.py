@@ -3,8 +3,9 @@
     r_g² = Σ_d a_gd δ_d(x, x') = Σ_d a_gd x_d² + (Σ_d a_gd x'_d² + Σ_e a_ge) - 2 Σ_c s_gc u_c u'_c
 
     a  scale, 0 where g does not read d     δ  (x_d - x'_d)², or [x_d ≠ x'_d] if categorical
-    d  ordered dimension                    u  the columns of a point: x_d, and for each choice
-    e  categorical dimension                   of e the number [x_e = choice]
+    d  number: an ordered dimension, or     u  the columns of a point: x_d, and for each choice
+       the radius, if a component reads it     of e the number [x_e = choice]
+    e  categorical dimension
     c  column                               s  a_gd, or ½ a_ge for a choice of e
 
 Coordinates are taken from the middle of the cube: smaller numbers cancel with less rounding.
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperopt_dl.gp.radius import radius, radius_slope
+
 MANY = 32
 """Columns from which on components but the first read their own alone."""
 
@@ -34,7 +37,7 @@ class Distances:
     choices: tuple[tuple[int, Tensor], ...]
     """Each categorical dimension, and the choices in it that the points have."""
     a: Tensor
-    """``[..., G, O]``, the scales of the ordered dimensions."""
+    """``[..., G, O]``, the scales of the ordered dimensions, and with the radius one more."""
     reads: Tensor
     """``[..., G - F, P]``, the columns that all components but the first F read, at most P, and
     any others for those that read fewer."""
@@ -50,8 +53,8 @@ class Distances:
 
         Differentiable in the ordered dimensions.
         """
-        u = _columns(x, self.ordered, self.choices)
-        own = (self._centred(u).square() @ self.a.mT).mT.unsqueeze(-1)
+        u = self._columns(x)
+        own = (self._numbers(u).square() @ self.a.mT).mT.unsqueeze(-1)
         r2 = u.unsqueeze(-3) @ self.first
         if self.reads.shape[-2]:
             r2 = torch.cat([r2, _pick(u, self.reads) @ self.others], -3)
@@ -64,14 +67,18 @@ class Distances:
             x: A ``... x m x D`` tensor of points.
             cotangent: A ``... x G x m x n`` tensor.
         """
-        z = x[..., self.ordered] - 0.5
+        u = self._columns(x)
         F = self.first.shape[-3]
         meets = (cotangent[..., :F, :, :] @ self.first.mT).sum(-3)
         if self.reads.shape[-2]:
             others = (cotangent[..., F:, :, :] @ self.others.mT).movedim(-3, -2).flatten(-2)
             reads = self.reads.flatten(-2).unsqueeze(-2).expand_as(others)
             meets = meets.scatter_add(-1, reads, others)
-        return 2 * (cotangent.sum(-1).mT @ self.a) * z + self._centred(meets)
+        to_numbers = 2 * (cotangent.sum(-1).mT @ self.a) * self._numbers(u) + self._numbers(meets)
+        if not self.has_radius:
+            return to_numbers
+        slope = radius_slope(u[..., : len(self.ordered)])
+        return to_numbers[..., :-1] + to_numbers[..., -1:] * slope
 
     def to(self, dtype: torch.dtype) -> "Distances":
         """Return the same in another precision."""
@@ -84,9 +91,17 @@ class Distances:
             norms=self.norms.to(dtype),
         )
 
-    def _centred(self, columns: Tensor) -> Tensor:
-        """Return those of the columns that are ordered dimensions: the first ones."""
-        return columns[..., : len(self.ordered)]
+    @property
+    def has_radius(self) -> bool:
+        """Whether the last of the numbers is the radius."""
+        return self.a.shape[-1] > len(self.ordered)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        return _columns(x, self.ordered, self.choices, self.has_radius)
+
+    def _numbers(self, columns: Tensor) -> Tensor:
+        """Return those of the columns that are numbers: the first ones."""
+        return columns[..., : self.a.shape[-1]]
 
 
 def distances_to(x: Tensor, a: Tensor, categorical: Tensor) -> Distances:
@@ -94,15 +109,18 @@ def distances_to(x: Tensor, a: Tensor, categorical: Tensor) -> Distances:
 
     Args:
         x: A ``... x n x D`` tensor of points.
-        a: A ``... x G x D`` tensor of scales, 0 where a component does not read a dimension.
+        a: A ``... x G x D`` tensor of scales, 0 where a component does not read a dimension; with
+            a column more, the radius is read as well.
         categorical: A ``D`` tensor of bool.
     """
     ordered, unordered = (~categorical).nonzero().squeeze(-1), categorical.nonzero().squeeze(-1)
     choices = tuple((d, torch.unique(x[..., d])) for d in unordered.tolist())
-    u = _columns(x, ordered, choices)
+    has_radius = a.shape[-1] > len(categorical)
+    u = _columns(x, ordered, choices, has_radius)
+    of_numbers = torch.cat([a[..., ordered], a[..., len(categorical) :]], -1)
     s = torch.cat(
         [
-            a[..., ordered],
+            of_numbers,
             *(0.5 * a[..., d : d + 1].expand(*a.shape[:-1], len(known)) for d, known in choices),
         ],
         -1,
@@ -110,11 +128,11 @@ def distances_to(x: Tensor, a: Tensor, categorical: Tensor) -> Distances:
     F = 1 if u.shape[-1] >= MANY else s.shape[-2]
     reads = columns_read(s[..., F:, :])
     of_others = s[..., F:, :].gather(-1, reads).unsqueeze(-2)
-    squares = u[..., : len(ordered)].square() @ a[..., ordered].mT
+    squares = u[..., : of_numbers.shape[-1]].square() @ of_numbers.mT
     return Distances(
         ordered,
         choices,
-        a[..., ordered],
+        of_numbers,
         reads,
         (-2 * s[..., :F, :].unsqueeze(-2) * u.unsqueeze(-3)).mT,
         (-2 * of_others * _pick(u, reads)).mT,
@@ -122,10 +140,14 @@ def distances_to(x: Tensor, a: Tensor, categorical: Tensor) -> Distances:
     )
 
 
-def _columns(x: Tensor, ordered: Tensor, choices: tuple[tuple[int, Tensor], ...]) -> Tensor:
+def _columns(
+    x: Tensor, ordered: Tensor, choices: tuple[tuple[int, Tensor], ...], has_radius: bool
+) -> Tensor:
     """Return the columns ``[..., m, C]`` of points; a choice that is not known has none."""
+    z = x[..., ordered] - 0.5
+    rho = [radius(z).unsqueeze(-1)] if has_radius else []
     matches = [(x[..., d : d + 1] == known).to(x) for d, known in choices]
-    return torch.cat([x[..., ordered] - 0.5, *matches], -1)
+    return torch.cat([z, *rho, *matches], -1)
 
 
 def columns_read(s: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def expected_variances(posterior: Posterior, points: Tensor) -> Tensor:
 
 def _those_that_read(kernel: Kernel, dimension: int) -> Kernel:
     """Return the kernel of the components that read a dimension."""
-    reads = kernel.masks[:, dimension] > 0
+    reads = kernel.reads[:, dimension]
     return Kernel(
         kernel.masks[reads],
         kernel.scales[reads],

@@ -2,7 +2,7 @@
 
     p(z | y) ∝ p(z) N(y; 0, K_z),    K_z = K_0 + Σ_g (Σ_{d in g} v_d) κ(Σ_{d in g} a_d E_d)
 
-    z    partition                   K_0      noise, and the full component where there is one
+    z    partition                   K_0      noise, and the components that are no groups
     v    variance that a dimension   a, E, κ  as in the likelihood
          brings into its group
 
@@ -38,8 +38,8 @@ class Evidence:
         variances: A ``D`` tensor, v.
         noise: The variance of an observation.
         prior: The prior of partitions.
-        full: An ``N`` tensor, the covariance of each pair under the full component, and the
-            variance of that component; None without one.
+        beside: An ``N`` tensor, the covariance of each pair under the components that are no
+            groups, and their variance; None without one.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Evidence:
         variances: Tensor,
         noise: float,
         prior: Prior,
-        full: tuple[Tensor, float] | None = None,
+        beside: tuple[Tensor, float] | None = None,
         family: Family = "matern52",
     ) -> None:
         self._data, self._prior, self._family = data, prior, family
-        self._distances, self._variances = scales.unsqueeze(-1) * data.E, variances
-        self._base = torch.zeros_like(data.E[0]) if full is None else full[0]
-        total = variances.sum() + (0.0 if full is None else full[1])
+        self._distances, self._variances = scales.unsqueeze(-1) * data.E[:-1], variances
+        self._base = torch.zeros_like(data.E[0]) if beside is None else beside[0]
+        total = variances.sum() + (0.0 if beside is None else beside[1])
         self._diagonal = total + noise / data.counts
         repeats = data.counts.sum().item() - len(data.y)
         self._constant = constant(data) + 0.5 * (repeats * math.log(noise) + data.spread / noise)

@@ -5,7 +5,8 @@
     g  component, of G                        d  dimension, of D
     m  mask, 1 where g reads d                a  scale, 1 / lengthscale²
     w  weight, the variance of a component    κ  correlation, a function of the squared distance
-    δ  (x_d - x'_d)², or [x_d ≠ x'_d] for a categorical d
+    δ  (x_d - x'_d)², or [x_d ≠ x'_d] for a categorical d, or (ρ - ρ')² of the radius ρ(x), which
+       is one more column d of masks and scales where a component reads it
 
 One tensor of masks in place of lists of dimensions lets structures stand in one batch: two kernels
 of a batch may group the dimensions differently.
@@ -36,9 +37,9 @@ class Kernel:
     """
 
     masks: Tensor
-    """``[..., G, D]``, 0 or 1."""
+    """``[..., G, D]``, 0 or 1; ``[..., G, D + 1]`` where a component reads the radius."""
     scales: Tensor
-    """``[..., G, D]``, in 1 / (unit of the cube)²; read only where the mask is 1."""
+    """Of the shape of the masks, in 1 / (unit of the cube)²; read only where the mask is 1."""
     weights: Tensor
     """``[..., G]``, in (unit of the values)²."""
     noise: Tensor
@@ -73,6 +74,16 @@ class Kernel:
     def variance(self) -> Tensor:
         """The variance ``[...]`` of the function at any point: the diagonal of the kernel."""
         return self.weights.sum(-1)
+
+    @property
+    def reads(self) -> Tensor:
+        """On which dimensions a component depends, ``[..., G, D]`` of bool.
+
+        A component that reads the radius depends on all that are not categorical.
+        """
+        D = len(self.categorical)
+        radial = (self.masks[..., D:] > 0).any(-1, keepdim=True)
+        return (self.masks[..., :D] > 0) | (radial & ~self.categorical)
 
     def __getitem__(self, index: Any) -> "Kernel":
         """Return the members of a batch that `index` selects."""

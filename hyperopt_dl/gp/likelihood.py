@@ -4,7 +4,8 @@
     S_g  = Σ_d m_gd a_vd E_d,   v the vector of scales that g reads
 
     w  weights        a  scales, 1 / lengthscale²       s²  noise variance
-    m  masks          c  observations at a point        E   squared differences of the pairs
+    m  masks          c  observations at a point        E   squared differences of the pairs,
+                                                            the radius' last if masks have it
 
 With α = K⁻¹ y and W = ½ (K⁻¹ - α α'):
 
@@ -17,7 +18,8 @@ One Cholesky factor and one inverse, O(n³), and O(n²) for every dimension that
 Priors, on natural parameters and without a Jacobian, of the form that Optuna's GPSampler has:
 exp(-0.1 c/a - 0.1 a/c) for each scale, Gamma(2, 1) for the total variance, Gamma(1.1, 30) for the
 noise. Here c is 1 in a component that reads every dimension and ``GROUP_SCALE`` in a group, since
-points are less far apart in a few dimensions than in all of them. And log w_g is normal, with
+points are less far apart in a few dimensions than in all of them; a component that reads the radius
+counts as a group. And log w_g is normal, with
 deviation 1, around g's share of the total: a half for the component that reads every dimension, the
 other half evenly for the groups. With an even share for all, forty groups would leave the full
 component nothing, and the model would be sure of sums where there are hardly any data.
@@ -77,19 +79,26 @@ class Structure:
     """Which dimensions the components of a batch of kernels read, and which scales."""
 
     masks: Tensor
-    """``[b, G, D]``, 0 or 1."""
+    """``[b, G, D]``, 0 or 1; with the radius ``[b, G, D + 1]``, and so are scales."""
     vector: Tensor
     """``[G]``, the index of the scale vector that each component reads."""
     family: Family = "matern52"
+    has_radius: bool = False
+    """Whether the last column is the radius."""
 
     @property
     def real(self) -> Tensor:
-        """1 for a component that reads a dimension, 0 for an empty one, ``[b, G]``."""
+        """1 for a component that reads a column, 0 for an empty one, ``[b, G]``."""
         return self.masks.amax(-1)
+
+    @property
+    def whole(self) -> Tensor:
+        """1 for a component that reads every dimension, ``[b, G]``."""
+        return (self.masks[..., :-1] if self.has_radius else self.masks).amin(-1)
 
     @cached_property
     def reads(self) -> Tensor:
-        """The dimensions that all components but the first read, ``[b, G - 1, P]``."""
+        """The columns that all components but the first read, ``[b, G - 1, P]``."""
         return columns_read(self.masks[:, 1:])
 
     @property
@@ -98,7 +107,7 @@ class Structure:
 
         The components that read every dimension have half of it together, if there are others.
         """
-        whole = self.masks.amin(-1)
+        whole = self.whole
         parts = self.real - whole
         wholes, others = whole.sum(-1, keepdim=True), parts.sum(-1, keepdim=True)
         both = ((wholes > 0) & (others > 0)).to(whole)
@@ -108,7 +117,7 @@ class Structure:
     def typical_scales(self, vectors: int) -> Tensor:
         """Return c of each of so many vectors of scales, ``[V, 1]``."""
         c = self.masks.new_full((vectors, 1), GROUP_SCALE)
-        c[self.vector[self.masks.amin(-1).amax(0) > 0]] = 1.0
+        c[self.vector[self.whole.amax(0) > 0]] = 1.0
         return c
 
     def kernel(self, parameters: Parameters, categorical: Tensor) -> Kernel:
@@ -170,7 +179,7 @@ def _likelihood(
     diagonal = W.diagonal(dim1=-2, dim2=-1)
     pairs = 2 * data.below(W).unsqueeze(-1)
     to_weights = w * ((k @ pairs).squeeze(-1) + diagonal.sum(-1, keepdim=True))
-    to_scales = structure.masks * w.unsqueeze(-1) * _pull(data, dk.mul_(pairs.mT), structure.reads)
+    to_scales = structure.masks * w.unsqueeze(-1) * _pull(data, structure, dk.mul_(pairs.mT))
     vectors = torch.zeros_like(a).index_add_(1, structure.vector, to_scales)
     to_noise = (diagonal * noise).sum(-1) + 0.5 * (repeats - data.spread / s2)
     return torch.where(ok, value, torch.nan), Parameters(vectors * a, to_weights, to_noise)
@@ -183,22 +192,23 @@ def _components(data: Data, structure: Structure, a: Tensor) -> tuple[Tensor, Te
     time, so that what lies between stays in the processor's cache.
     """
     scales = structure.masks * a[:, structure.vector]
-    reads = structure.reads
+    reads, E = structure.reads, data.E[: scales.shape[-1]]
     of_others = scales[:, 1:].gather(-1, reads).unsqueeze(-2)
-    k, dk = data.E.new_empty(2, *scales.shape[:2], data.E.shape[-1])
-    k[:, 0], dk[:, 0] = correlation_and_slope(scales[:, 0] @ data.E, structure.family)
+    k, dk = E.new_empty(2, *scales.shape[:2], E.shape[-1])
+    k[:, 0], dk[:, 0] = correlation_and_slope(scales[:, 0] @ E, structure.family)
     for i, some in _blocks(data, reads):
-        S = (of_others[i, some] @ data.E[reads[i, some]]).squeeze(-2)
+        S = (of_others[i, some] @ E[reads[i, some]]).squeeze(-2)
         k[i, 1:][some], dk[i, 1:][some] = correlation_and_slope(S, structure.family)
     return k, dk
 
 
-def _pull(data: Data, to_S: Tensor, reads: Tensor) -> Tensor:
-    """Return ``⟨to_S_g, E_d⟩``, ``[b, G, D]``, where a component reads the dimension."""
-    products = to_S.new_zeros(*to_S.shape[:2], len(data.E))
-    products[:, 0] = to_S[:, 0] @ data.E.T
+def _pull(data: Data, structure: Structure, to_S: Tensor) -> Tensor:
+    """Return ``⟨to_S_g, E_d⟩``, of the masks' shape, where a component reads the column."""
+    reads, E = structure.reads, data.E[: structure.masks.shape[-1]]
+    products = to_S.new_zeros(*to_S.shape[:2], len(E))
+    products[:, 0] = to_S[:, 0] @ E.T
     for i, some in _blocks(data, reads):
-        known = data.E[reads[i, some]] @ to_S[i, 1:][some].unsqueeze(-1)
+        known = E[reads[i, some]] @ to_S[i, 1:][some].unsqueeze(-1)
         products[i, 1:][some].scatter_(-1, reads[i, some], known.squeeze(-1))
     return products
 

@@ -3,13 +3,14 @@
     f(x) | y = μ(x) + τ [ f₀(x) - k(x, X) A⁻¹ (f₀(X) + ε) ],    ε ~ N(0, σ²),    A = K + σ² I
 
     f₀  a draw from the prior             τ  temper: 1 is a draw, 0 the posterior's mean
-    ω   frequencies [G, F, D]             ξ  their amplitudes [G, F]
+    ω   frequencies [G, F, C]             ξ  their amplitudes [G, F]
 
 Where derivatives are known, y has them too, and f₀(X) is with them the draw's own derivatives.
 
 The prior's draw is a sum of F random cosines a component, sqrt(2 w_g / F) ξ_j cos(ω_j x + b_j),
 whose covariance is the kernel's up to O(1/sqrt F); the update by the data is exact. A frequency of
-a categorical dimension is a number for each choice.
+a categorical dimension is a number for each choice. C is D, or D + 1 if a component reads the
+radius.
 
 Sources: Wilson et al., "Efficiently Sampling Functions from Gaussian Process Posteriors", ICML
 2020; Rahimi and Recht, "Random Features for Large-Scale Kernel Machines", NeurIPS 2007.
@@ -24,6 +25,7 @@ from torch import Tensor
 from hyperopt_dl.gp.derivatives import Derivatives
 from hyperopt_dl.gp.kernel import Kernel
 from hyperopt_dl.gp.posterior import Posterior
+from hyperopt_dl.gp.radius import radius
 
 FEATURES = 256
 """F, cosines of each component."""
@@ -71,18 +73,19 @@ def draw_prior(
     kernel: Kernel, *, choices: int, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
     """Return a draw from the prior, from ``m x D`` points to ``[m]`` values."""
-    G, D = kernel.masks.shape
+    G, C = kernel.masks.shape
+    D = len(kernel.categorical)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(kernel.masks)
 
     root = (kernel.masks * kernel.scales).sqrt().unsqueeze(-2)
-    ordered = root * (~kernel.categorical)
+    ordered = root * ~torch.nn.functional.pad(kernel.categorical, (0, C - D))
     unordered = kernel.categorical.nonzero().squeeze(-1).tolist()
     stretch = torch.ones(G, FEATURES, 1).to(root)
     if kernel.family == "matern52":  # frequencies of a multivariate t with 5 degrees of freedom
         stretch = (normal(G, FEATURES, 1, 5).square().sum(-1) / 5).rsqrt()
-    omega = ordered * stretch * normal(G, FEATURES, D)
+    omega = ordered * stretch * normal(G, FEATURES, C)
     by_choice = {  # two choices differ by two numbers, so each has half the variance
         d: root[..., d : d + 1] / math.sqrt(2) * stretch * normal(G, FEATURES, choices)
         for d in unordered
@@ -92,7 +95,8 @@ def draw_prior(
     amplitude = (2 * kernel.weights.unsqueeze(-1) / FEATURES).sqrt() * normal(G, FEATURES)
 
     def prior(x: Tensor) -> Tensor:
-        phase = omega @ x.mT + offset
+        rho = radius(x[:, ~kernel.categorical] - 0.5).unsqueeze(-1)
+        phase = omega @ torch.cat([x, rho], -1)[:, :C].mT + offset
         for d, numbers in by_choice.items():
             phase = phase + numbers[:, :, x[:, d].detach().long()]
         return torch.einsum("gf,gfm->m", amplitude, torch.cos(phase))

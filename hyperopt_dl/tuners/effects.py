@@ -16,6 +16,7 @@ from hyperopt_dl.gp.posterior import Posterior
 from hyperopt_dl.tuners.cube import Cube
 
 Scale: TypeAlias = Literal["linear", "log", "category"]
+Kind: TypeAlias = Literal["full", "radius", "group"]
 
 LEVELS = 21
 """The values of a numeric dimension at which its effects are told, at most."""
@@ -45,8 +46,10 @@ class Effect:
 class Component:
     """One term of the sum that the value is modelled as."""
 
+    kind: Kind
+    """What it reads: all dimensions, the distance from the middle of the space, or a group."""
     names: tuple[str, ...]
-    """The dimensions that it reads."""
+    """The dimensions that it depends on."""
     share: float
     """Of the components' variances over the space, which the posterior expects."""
     effects: Mapping[str, Effect]
@@ -58,6 +61,8 @@ def explain(
 ) -> tuple[tuple[Component, ...], dict[str, Effect]]:
     """Return the components of a posterior, and the main effects of their sum by dimension.
 
+    The full component comes first, then that of the radius, then the groups.
+
     The space outside a dimension is averaged over ``BACKGROUND`` quasi-random points, always the
     same ones.
 
@@ -67,21 +72,22 @@ def explain(
         unit: What 1 in the posterior is in units of the study's value; negative where it falls.
     """
     device = posterior.x.device
-    masks = posterior.kernel.masks > 0
+    reads = posterior.kernel.reads
     shares = expected_variances(posterior, uniform(cube.domain, POINTS, seed=0).to(device))
     shares = shares / shares.sum()
     background = uniform(cube.domain, BACKGROUND, seed=1).to(device)
-    parts: list[dict[str, Effect]] = [{} for _ in masks]
+    parts: list[dict[str, Effect]] = [{} for _ in reads]
     total = {}
     for d, (name, (values, levels)) in enumerate(_levels(cube).items()):
         mean, sd = main_effects(posterior, d, levels.to(device), background)
         rows = zip((unit * mean).cpu().numpy(), (abs(unit) * sd).cpu().numpy(), strict=True)
         total[name], *own = (Effect(values, m, s, _scale(cube, name)) for m, s in rows)
-        for g, effect in zip(masks[:, d].nonzero().flatten().tolist(), own, strict=True):
+        for g, effect in zip(reads[:, d].nonzero().flatten().tolist(), own, strict=True):
             parts[g][name] = effect
+    first: tuple[Kind, ...] = ("full", "radius")
     components = (
-        Component(tuple(effects), share, effects)
-        for effects, share in zip(parts, shares.tolist(), strict=True)
+        Component(first[g] if g < len(first) else "group", tuple(effects), share, effects)
+        for g, (effects, share) in enumerate(zip(parts, shares.tolist(), strict=True))
     )
     return tuple(components), total
 

@@ -37,7 +37,7 @@ class LearnedStructure:
     groups: tuple[tuple[str, ...], ...]
     """The groups of the chain with the highest posterior density."""
     components: tuple[Component, ...]
-    """The terms of that chain's sum: the full one first, then the groups in their order."""
+    """The terms of that chain's sum: the full one, that of the radius, and the groups in order."""
     effects: Mapping[str, Effect]
     """By dimension, the main effect of the whole sum, which the terms divide between them."""
     compressed: bool
@@ -143,7 +143,7 @@ def learned_structure(surrogate: Surrogate, cube: Cube, *, sign: float) -> Learn
         pairs=together.mean(0),
         pairs_error=_standard_error(together),
         groups=tuple(tuple(cube.names[d] for d in group) for group in found),
-        components=components[: 1 + len(found)],
+        components=components[: 2 + len(found)],
         effects=effects,
         compressed=surrogate.warp.spread != math.inf,
     )

@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hyperopt_dl.tuners.effects import Component, Effect
+from hyperopt_dl.tuners.effects import Component, Effect, Kind
 
 WIDTH = 2.0
 """Standard deviations from the mean of an effect to the edge of its band."""
 _COLUMNS = 3
 _LINE, _BAND = "rgb(31, 90, 160)", "rgba(31, 90, 160, 0.2)"
+_LOOKS: dict[Kind, tuple[str, str, str]] = {
+    "full": ("full component", "dash", "diamond-open"),
+    "radius": ("radius", "dashdot", "square-open"),
+    "group": ("group", "dot", "circle-open"),
+}
+"""The label of a part, its line, and its marker."""
 
 
 def pairs_figure(
@@ -82,8 +88,8 @@ def effects_figure(
     for k, name in enumerate(names):
         place = {"row": k // columns + 1, "col": k % columns + 1}
         parts = [
-            (label, component.effects[name])
-            for label, component in zip(_labels(components), components, strict=True)
+            (component.kind, component.effects[name])
+            for component in components
             if name in component.effects
         ]
         for trace in _traces(effects[name], parts):
@@ -102,11 +108,7 @@ def _cell(one: str, other: str, probability: float, error: float) -> str:
     return f"{one}, {other}: {probability:.2f}{known}"
 
 
-def _labels(components: Sequence[Component]) -> list[str]:
-    return ["full component", *["group"] * (len(components) - 1)]
-
-
-def _traces(effect: Effect, parts: Sequence[tuple[str, Effect]]) -> list[dict[str, Any]]:
+def _traces(effect: Effect, parts: Sequence[tuple[Kind, Effect]]) -> list[dict[str, Any]]:
     """Return the scatter traces of a panel: a band, the line in it, and the lines of the parts."""
     choices = effect.scale == "category"
     x = [str(value) for value in effect.values] if choices else list(effect.values)
@@ -125,8 +127,8 @@ def _traces(effect: Effect, parts: Sequence[tuple[str, Effect]]) -> list[dict[st
     mode = "markers" if choices else "lines"
     mean = {"x": x, "y": effect.mean, "mode": mode, "line": {"color": _LINE}, "name": "sum", **bar}
     traces: list[dict[str, Any]] = [mean] if choices else [band, mean]
-    for label, part in parts:
-        dash, symbol = ("dot", "circle-open") if label == "group" else ("dash", "diamond-open")
+    for kind, part in parts:
+        label, dash, symbol = _LOOKS[kind]
         look = {"line": {"dash": dash, "color": "gray"}, "marker": {"symbol": symbol}}
         traces.append({"x": x, "y": part.mean, "mode": mode, "name": label, **look})
     return traces

@@ -1,5 +1,6 @@
 """Points chosen together: spread, taking turns, joined by rank, and valid."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.gp.acquisition import Limit
-from hyperopt_dl.gp.batch import AcquisitionName, Knowledge, Strategy, propose
+from hyperopt_dl.gp.batch import AcquisitionName, Knowledge, Strategy, _groups, propose
 from hyperopt_dl.gp.domain import Domain
 from hyperopt_dl.gp.kernel import Kernel
 from hyperopt_dl.gp.posterior import Posterior, condition
@@ -21,11 +22,15 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
-def posterior(scale: float = 3.0, full: bool = True) -> Posterior:
-    members = GROUPS if full else GROUPS[1:]
-    masks = torch.zeros(len(members), D, dtype=torch.double)
+def posterior(
+    scale: float = 3.0, full: bool = True, members: Sequence[Sequence[int]] = GROUPS
+) -> Posterior:
+    """A model of groups; where one of them is D, the column of the radius, masks have it."""
+    members = members if full else members[1:]
+    width = D + any(D in group for group in members)
+    masks = torch.zeros(len(members), width, dtype=torch.double)
     for g, group in enumerate(members):
-        masks[g, group] = 1
+        masks[g, list(group)] = 1
     kernel = Kernel(
         masks=masks,
         scales=torch.full_like(masks, scale),
@@ -129,6 +134,22 @@ def test_a_group_is_joined_by_rank(strategy: Strategy) -> None:
     beta = (2 * torch.log(torch.tensor(2.0 * 21, dtype=torch.double)) / 5).sqrt()
     bounds = mean.squeeze(-1) + beta * variance.sqrt()
     assert bool((bounds.diff(dim=-1) <= 1e-9).all())
+
+
+def test_neither_the_full_component_nor_the_radius_is_a_group_unless_there_is_none() -> None:
+    everything, radius = [0, 1, 2, 3], [D]
+    assert _groups(posterior(members=[everything, radius, [0, 1], [2, 3]])) == [2, 3]
+    assert _groups(posterior(members=[everything, radius])) == [0]
+    assert _groups(posterior(members=[everything])) == [0]
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "dpp", "pe", "thompson"])
+def test_points_can_be_chosen_where_a_component_reads_the_radius(strategy: Strategy) -> None:
+    chain = posterior(members=[[0, 1, 2, 3], [D], [0, 1], [2, 3]])
+    found = points(3, knowledge(chains=(chain,)), strategy=strategy)
+    assert found.shape == (3, D)
+    assert bool(((found >= 0) & (found <= 1)).all())
+    assert len(torch.unique(found, dim=0)) == 3
 
 
 def test_a_greedy_group_explores_more_than_it_would_at_random() -> None:

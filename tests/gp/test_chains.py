@@ -72,19 +72,21 @@ def test_the_log_posterior_is_that_of_the_partition_and_the_hyperparameters(
     for chain in learned.chains:
         assert chain.partition is not None
         kernel = kernel_of(chain, CONTINUOUS)
-        structure = Structure(kernel.masks[None], torch.tensor([0] + [1] * len(kernel.masks[1:])))
+        vector = torch.tensor([0] + [1] * len(kernel.masks[1:]))
+        structure = Structure(kernel.masks[None], vector, has_radius=True)
         value, _ = negative_log_posterior(data, structure, chain.parameters)
         prior = Multiplicity().log(sizes(chain.partition))
         assert chain.log_posterior == pytest.approx(prior - value.item(), rel=1e-9)
 
 
-def test_the_kernels_are_the_full_component_and_the_groups(learned: Fitted) -> None:
+def test_the_kernels_are_the_full_component_the_radius_and_the_groups(learned: Fitted) -> None:
     x, _ = additive()
     for c, chain in enumerate(learned.chains):
         kernel, parameters = kernel_of(chain, CONTINUOUS), chain.parameters
         assert chain.partition is not None
-        assert kernel.masks[0].tolist() == [1.0] * D
-        rows = [np.flatnonzero(mask).tolist() for mask in kernel.masks[1:].numpy()]
+        assert kernel.masks[0].tolist() == [1.0] * D + [0.0]
+        assert kernel.masks[1].tolist() == [0.0] * D + [1.0]
+        rows = [np.flatnonzero(mask).tolist() for mask in kernel.masks[2:].numpy()]
         assert rows == groups(chain.partition)
         assert torch.equal(kernel.scales[0], parameters.scales[0, 0].exp())
         assert torch.equal(kernel.scales[1], parameters.scales[0, 1].exp())
@@ -185,8 +187,8 @@ def test_the_same_point_many_times_ends_in_no_exception() -> None:
 
 
 def chain_at(partition: Partition, weights: list[float], log_posterior: float = 0.0) -> Chain:
-    scales = torch.zeros(1, 2, len(partition), dtype=torch.double)
-    log_weights = torch.tensor([[0.5, *weights]], dtype=torch.double).log()
+    scales = torch.zeros(1, 2, len(partition) + 1, dtype=torch.double)
+    log_weights = torch.tensor([[0.5, 0.1, *weights]], dtype=torch.double).log()
     parameters = Parameters(scales, log_weights, torch.zeros(1, dtype=torch.double))
     return Chain(partition, parameters, log_posterior, np.eye(len(partition)), True)
 
@@ -194,7 +196,7 @@ def chain_at(partition: Partition, weights: list[float], log_posterior: float = 
 def test_dimensions_bring_their_share_of_the_variance_into_new_groups() -> None:
     before = chain_at((0, 1, 0, 1, 2), [0.2, 0.4, 0.3])
     weights = chains._regroup(before, (0, 1, 0, 2, 1)).weights.exp()[0]
-    wanted = torch.tensor([0.5, 0.2, 0.5, 0.2], dtype=torch.double)
+    wanted = torch.tensor([0.5, 0.1, 0.2, 0.5, 0.2], dtype=torch.double)
     torch.testing.assert_close(weights, wanted)
 
 

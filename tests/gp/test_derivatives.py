@@ -14,18 +14,32 @@ from hyperopt_dl.gp.pathwise import draw_path
 from hyperopt_dl.gp.posterior import Posterior, condition
 
 MASKS = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1]], dtype=torch.double)
-KINDS = [("matern52", False), ("rbf", False), ("matern52", True)]
+RADIAL = torch.cat([MASKS, torch.zeros(3, 1)], 1)
+RADIAL = torch.cat([RADIAL, torch.eye(5)[4:]]).double()
+"""The same components, and one that reads the radius."""
+KINDS = [
+    pytest.param("matern52", False, MASKS, id="matern52"),
+    pytest.param("rbf", False, MASKS, id="rbf"),
+    pytest.param("matern52", True, MASKS, id="categorical"),
+    pytest.param("matern52", False, RADIAL, id="radius"),
+    pytest.param("rbf", True, RADIAL, id="radius, rbf, categorical"),
+]
 
 
 def draw(*shape: int, seed: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
-def kernel(seed: int = 0, family: Family = "matern52", categorical: bool = False) -> Kernel:
+def kernel(
+    seed: int = 0,
+    family: Family = "matern52",
+    categorical: bool = False,
+    masks: Tensor = MASKS,
+) -> Kernel:
     return Kernel(
-        masks=MASKS,
-        scales=5 * draw(3, 4, seed=seed) + 0.5,
-        weights=draw(3, seed=seed + 1) + 0.2,
+        masks=masks,
+        scales=5 * draw(*masks.shape, seed=seed) + 0.5,
+        weights=draw(len(masks), seed=seed + 1) + 0.2,
         noise=torch.tensor(0.01, dtype=torch.double),
         categorical=torch.tensor([False, False, False, categorical]),
         family=family,
@@ -48,9 +62,12 @@ def derivatives(seed: int = 20, noise: float = 1e-3, categorical: bool = False) 
 def one(k: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
     """The kernel of two points ``[D]``, written out with none of the package's arithmetic."""
     total = torch.zeros((), dtype=torch.double)
-    for g in range(len(MASKS)):
-        apart = torch.where(k.categorical, (x1 != x2).double(), (x1 - x2).square())
-        r2 = (MASKS[g] * k.scales[g] * apart).sum()
+    apart = torch.where(k.categorical, (x1 != x2).double(), (x1 - x2).square())
+    if k.masks.shape[1] > 4:
+        rho1, rho2 = ((2 * x[~k.categorical] - 1).square().mean() for x in (x1, x2))
+        apart = torch.cat([apart, (rho1 - rho2).square()[None]])
+    for g in range(len(k.masks)):
+        r2 = (k.masks[g] * k.scales[g] * apart).sum()
         r = (5 * r2).sqrt()
         matern = (1 + r + 5 / 3 * r2) * torch.exp(-r)
         total = total + k.weights[g] * (torch.exp(-r2 / 2) if k.family == "rbf" else matern)
@@ -68,25 +85,26 @@ X, Y = draw(9, 4, seed=10), draw(9, 1, seed=11) - 0.5
 AT = draw(5, 4, seed=14)
 
 
-@pytest.mark.parametrize(("family", "categorical"), KINDS)
+@pytest.mark.parametrize(("family", "categorical", "masks"), KINDS)
 def test_the_covariance_with_values_is_the_kernels_derivative(
-    family: Family, categorical: bool
+    family: Family, categorical: bool, masks: Tensor
 ) -> None:
-    k, known = kernel(0, family, categorical), derivatives(categorical=categorical)
+    k, known = kernel(0, family, categorical, masks), derivatives(categorical=categorical)
     at = points(5, 14, categorical)
     expected = torch.stack([torch.stack([slope_at(k, x, known, i) for x in at]) for i in range(6)])
     torch.testing.assert_close(known.with_values(k, at), expected, rtol=1e-12, atol=1e-13)
     parts = known.with_parts(k, at)
     torch.testing.assert_close(parts.sum(-3), expected, rtol=1e-12, atol=1e-13)
-    alone = replace(k, weights=k.weights * torch.tensor([0.0, 1.0, 0.0]).double())
-    torch.testing.assert_close(parts[1], known.with_values(alone, at), rtol=1e-12, atol=1e-13)
+    for g, part in enumerate(parts):
+        alone = replace(k, weights=k.weights * torch.eye(len(masks)).double()[g])
+        torch.testing.assert_close(part, known.with_values(alone, at), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(("family", "categorical"), KINDS)
+@pytest.mark.parametrize(("family", "categorical", "masks"), KINDS)
 def test_the_covariance_with_each_other_is_the_kernels_second_derivative(
-    family: Family, categorical: bool
+    family: Family, categorical: bool, masks: Tensor
 ) -> None:
-    k, known = kernel(0, family, categorical), derivatives(categorical=categorical)
+    k, known = kernel(0, family, categorical, masks), derivatives(categorical=categorical)
     found = known.covariance(k)
     for i in range(6):
         for j in range(6):
@@ -110,8 +128,22 @@ def test_at_one_point_derivatives_have_their_known_variance_and_are_independent(
     assert found[0, 1] == found[2, 3] == found[4, 5] == 0
 
 
-def test_the_joint_covariance_is_positive_definite_even_where_points_coincide() -> None:
-    k = kernel()
+@pytest.mark.parametrize("family", ["matern52", "rbf"])
+def test_at_one_point_a_component_of_the_radius_knows_its_slope_alone(family: Family) -> None:
+    k, known = kernel(0, family, masks=RADIAL), derivatives()
+    without = replace(k, weights=k.weights * torch.tensor([1.0, 1.0, 1.0, 0.0]).double())
+    a, at_zero = k.scales[3, 4], 5 / 3 if family == "matern52" else 1.0
+    slopes = 2 * (known.x - 0.5)[known.point, known.dimension]  # 8/4 of what is from the middle
+    found = (known.covariance(k) - known.covariance(without)).diagonal()
+    torch.testing.assert_close(found, at_zero * k.weights[3] * a * slopes.square())
+    torch.testing.assert_close(known.variance(k) - known.variance(without), found)
+
+
+@pytest.mark.parametrize("masks", [MASKS, RADIAL], ids=["groups", "radius"])
+def test_the_joint_covariance_is_positive_definite_even_where_points_coincide(
+    masks: Tensor,
+) -> None:
+    k = kernel(masks=masks)
     x = torch.cat([AT, AT[:2]])  # all derivatives at all points, of which two are there twice
     point, dimension = torch.cartesian_prod(torch.arange(7), torch.arange(4)).T
     known = Derivatives(x, point, dimension, torch.zeros(28).double(), torch.zeros(28).double())

@@ -1,5 +1,5 @@
-"""Squared distances against their definition, on both sides of the number of columns that decides
-whether components read all of them."""
+"""Squared distances against their definition, with the radius and without, on both sides of the
+number of columns that decides whether components read all of them."""
 
 import pytest
 import torch
@@ -17,11 +17,24 @@ def definition(x: Tensor, points: Tensor, a: Tensor, categorical: Tensor) -> Ten
         gap = x[..., :, None, d] - points[..., None, :, d]
         delta = (gap != 0).to(x) if different else gap.square()
         r2 += a[..., d, None, None] * delta.unsqueeze(-3)
+    if a.shape[-1] > len(categorical):
+        gap = rho(x, categorical).unsqueeze(-1) - rho(points, categorical).unsqueeze(-2)
+        r2 += a[..., -1, None, None] * gap.square().unsqueeze(-3)
     return r2
 
 
-def case(D: int, categorical: list[int], b: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return points x and X, the scales of a component of everything and five groups, and flags."""
+def rho(x: Tensor, categorical: Tensor) -> Tensor:
+    """Return ``[b, m]``: 0 in the middle of the cube, 1 in its corners."""
+    return (2 * x[..., ~categorical] - 1).square().mean(-1).nan_to_num()
+
+
+def case(
+    D: int, categorical: list[int], has_radius: bool = False, b: int = 2
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return points x and X, the scales of a component of everything and five groups, and flags.
+
+    With the radius, the empty group reads it.
+    """
     random = torch.Generator().manual_seed(D)
     x = torch.rand(b, 4, D, generator=random, dtype=torch.float64)
     points = torch.rand(b, 7, D, generator=random, dtype=torch.float64)
@@ -34,20 +47,29 @@ def case(D: int, categorical: list[int], b: int = 2) -> tuple[Tensor, Tensor, Te
     masks[:, 4] = 0  # an empty component pads a batch
     masks = torch.cat([torch.ones(b, 1, D, dtype=torch.float64), masks], 1)
     a = masks * torch.rand(b, 6, D, generator=random, dtype=torch.float64)
+    if has_radius:
+        column = torch.zeros(b, 6, 1, dtype=torch.float64)
+        column[:, 5] = 2.0
+        a = torch.cat([a, column], -1)
     return x, points, a, flags
 
 
 CASES = [
-    pytest.param(5, [], id="few columns"),
-    pytest.param(5, [1, 4], id="few columns, some categorical"),
-    pytest.param(MANY + 8, [], id="many columns"),
-    pytest.param(MANY + 8, [0, 20], id="many columns, some categorical"),
+    pytest.param(5, [], False, id="few columns"),
+    pytest.param(5, [1, 4], False, id="few columns, some categorical"),
+    pytest.param(MANY + 8, [], False, id="many columns"),
+    pytest.param(MANY + 8, [0, 20], False, id="many columns, some categorical"),
+    pytest.param(5, [1, 4], True, id="few columns, radius"),
+    pytest.param(MANY + 8, [0, 20], True, id="many columns, radius"),
+    pytest.param(2, [0, 1], True, id="radius of nothing"),
 ]
 
 
-@pytest.mark.parametrize(("D", "categorical"), CASES)
-def test_distances_are_those_of_the_definition(D: int, categorical: list[int]) -> None:
-    x, points, a, flags = case(D, categorical)
+@pytest.mark.parametrize(("D", "categorical", "has_radius"), CASES)
+def test_distances_are_those_of_the_definition(
+    D: int, categorical: list[int], has_radius: bool
+) -> None:
+    x, points, a, flags = case(D, categorical, has_radius)
     found = distances_to(points, a, flags)(x)
     torch.testing.assert_close(found, definition(x, points, a, flags), rtol=0, atol=1e-13)
 
@@ -60,17 +82,19 @@ def test_a_choice_that_no_point_has_differs_from_all_of_them(D: int) -> None:
     torch.testing.assert_close(found, definition(x, points, a, flags), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("D", "categorical"), CASES)
-def test_the_same_points_serve_kernels_of_a_batch(D: int, categorical: list[int]) -> None:
-    x, points, a, flags = case(D, categorical)
+@pytest.mark.parametrize(("D", "categorical", "has_radius"), CASES)
+def test_the_same_points_serve_kernels_of_a_batch(
+    D: int, categorical: list[int], has_radius: bool
+) -> None:
+    x, points, a, flags = case(D, categorical, has_radius)
     found = distances_to(points[0], a, flags)(x[0])
     wanted = definition(x[:1], points[:1], a, flags)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("D", "categorical"), CASES)
-def test_the_pull_is_the_derivative(D: int, categorical: list[int]) -> None:
-    x, points, a, flags = case(D, categorical)
+@pytest.mark.parametrize(("D", "categorical", "has_radius"), CASES)
+def test_the_pull_is_the_derivative(D: int, categorical: list[int], has_radius: bool) -> None:
+    x, points, a, flags = case(D, categorical, has_radius)
     cotangent = torch.rand(2, 6, 4, 7, dtype=torch.float64)
     at = x.clone().requires_grad_()
     (cotangent * definition(at, points, a, flags)).sum().backward()  # type: ignore[no-untyped-call]
@@ -79,9 +103,10 @@ def test_the_pull_is_the_derivative(D: int, categorical: list[int]) -> None:
     torch.testing.assert_close(found, at.grad[..., ~flags], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("has_radius", [False, True])
 @pytest.mark.parametrize("D", [5, MANY + 8])
-def test_autograd_goes_through_both_sets_of_points(D: int) -> None:
-    x, points, a, flags = case(D, [])
+def test_autograd_goes_through_both_sets_of_points(D: int, has_radius: bool) -> None:
+    x, points, a, flags = case(D, [], has_radius)
     gradients = []
     for distances in (definition, lambda x, X, a, flags: distances_to(X, a, flags)(x)):
         at, to = x.clone().requires_grad_(), points.clone().requires_grad_()

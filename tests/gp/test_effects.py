@@ -1,5 +1,7 @@
 """Main effects and variances of components, against dense matrices and against draws."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,14 +25,15 @@ def points(m: int, seed: int) -> Tensor:
     return x
 
 
-def posterior() -> Posterior:
-    masks = torch.zeros(len(GROUPS), 4, dtype=torch.double)
-    for g, group in enumerate(GROUPS):
-        masks[g, group] = 1
+def posterior(groups: Sequence[Sequence[int]] = GROUPS) -> Posterior:
+    """A model of groups; with the radius, whose column is 4, where one of them is that."""
+    masks = torch.zeros(len(groups), max(4, *(1 + max(group) for group in groups)))
+    for g, group in enumerate(groups):
+        masks[g, list(group)] = 1
     kernel = Kernel(
-        masks=masks,
-        scales=5 * draw(4, 4, seed=0) + 0.5,
-        weights=draw(4, seed=1) + 0.2,
+        masks=masks.double(),
+        scales=5 * draw(*masks.shape, seed=0) + 0.5,
+        weights=draw(len(groups), seed=1) + 0.2,
         noise=torch.tensor(0.01, dtype=torch.double),
         categorical=CATEGORICAL,
     )
@@ -60,6 +63,21 @@ def test_a_main_effect_is_the_average_of_the_components_posterior(d: int) -> Non
     torch.testing.assert_close(mean[1:], means @ average.T, rtol=1e-9, atol=1e-12)
     variances = (average @ covariances @ average.T).diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(sd[1:].square(), variances, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("d", range(4))
+def test_a_component_of_the_radius_has_an_effect_where_there_is_an_order(d: int) -> None:
+    p, levels, background = posterior([*GROUPS, [4]]), levels_of(d), points(S, 12)
+    mean, _ = main_effects(p, d, levels, background)
+    member = [g for g, group in enumerate(GROUPS) if d in group] + [4] * (not CATEGORICAL[d])
+    assert p.kernel.reads[:, d].nonzero().flatten().tolist() == member
+    x = torch.stack(
+        [z for u in levels for z in background.index_fill(1, torch.tensor(d), float(u))]
+    )
+    means = p.parts(x)[0].squeeze(-1) @ averaging(len(levels)).T
+    torch.testing.assert_close(mean[1:], means[member], rtol=1e-9, atol=1e-12)
+    if CATEGORICAL[d]:
+        assert means[4].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("d", range(4))

@@ -70,7 +70,7 @@ def evidence_of(data: Data, full: bool, family: Family = "matern52") -> Evidence
         variances=VARIANCES,
         noise=NOISE,
         prior=Multiplicity(),
-        full=beside,
+        beside=beside,
         family=family,
     )
 

@@ -22,6 +22,8 @@ from hyperopt_dl.gp.likelihood import (
 )
 
 GROUPS = [[0, 1, 2, 3], [1, 3], [0], [2]]
+RADIUS = 4
+"""The column of the radius."""
 
 
 def generator(seed: int) -> torch.Generator:
@@ -37,14 +39,17 @@ def observations(n: int = 12, copies: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, torch.tensor([False, False, True, False])
 
 
-def structure_of(*partitions: list[list[int]], family: Family = "matern52") -> Structure:
+def structure_of(
+    *partitions: list[list[int]], family: Family = "matern52", has_radius: bool = False
+) -> Structure:
     """A full component and groups; a partition with fewer groups than the first is padded."""
-    masks = torch.zeros(len(partitions), len(partitions[0]), 4, dtype=torch.double)
+    width = 5 if has_radius else 4
+    masks = torch.zeros(len(partitions), len(partitions[0]), width, dtype=torch.double)
     for b, groups in enumerate(partitions):
         for g, group in enumerate(groups):
             masks[b, g, group] = 1
     vector = torch.tensor([0] + [1] * (len(partitions[0]) - 1))
-    return Structure(masks, vector, family)
+    return Structure(masks, vector, family, has_radius)
 
 
 def parameters_of(structure: Structure, seed: int = 2) -> Parameters:
@@ -77,11 +82,13 @@ def dense(x: Tensor, y: Tensor, flags: Tensor, structure: Structure, p: Paramete
 
 @pytest.mark.parametrize("family", ["matern52", "rbf"])
 @pytest.mark.parametrize("copies", [0, 5], ids=["distinct", "duplicates"])
+@pytest.mark.parametrize("has_radius", [False, True])
 def test_the_value_is_that_of_the_dense_matrix_of_all_observations(
-    family: Family, copies: int
+    family: Family, copies: int, has_radius: bool
 ) -> None:
     x, y, flags = observations(copies=copies)
-    structure = structure_of(GROUPS, family=family)
+    members = [*GROUPS, [RADIUS]] if has_radius else GROUPS
+    structure = structure_of(members, family=family, has_radius=has_radius)
     parameters = parameters_of(structure)
     value, _ = negative_log_posterior(observe(x, y, flags), structure, parameters)
     torch.testing.assert_close(value[0], dense(x, y, flags, structure, parameters))
@@ -101,9 +108,13 @@ def test_the_likelihood_is_scipys() -> None:
 
 @pytest.mark.parametrize("family", ["matern52", "rbf"])
 @pytest.mark.parametrize("copies", [0, 5], ids=["distinct", "duplicates"])
-def test_the_gradient_is_autograds_of_the_dense_value(family: Family, copies: int) -> None:
+@pytest.mark.parametrize("has_radius", [False, True])
+def test_the_gradient_is_autograds_of_the_dense_value(
+    family: Family, copies: int, has_radius: bool
+) -> None:
     x, y, flags = observations(copies=copies)
-    structure = structure_of(GROUPS, family=family)
+    members = [*GROUPS, [RADIUS]] if has_radius else GROUPS
+    structure = structure_of(members, family=family, has_radius=has_radius)
     parameters = parameters_of(structure)
     _, gradient = negative_log_posterior(observe(x, y, flags), structure, parameters)
     flat = parameters.flat().requires_grad_()

@@ -1,6 +1,7 @@
 """The BoTorch face against BoTorch's own model with the same kernel, and against dense matrices."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from hyperopt_dl.gp.kernel import Kernel, stack
 from hyperopt_dl.gp.model import AdditiveGP
+from hyperopt_dl.gp.posterior import condition
 
 D = 4
 GROUPS = [[0, 1, 2, 3], [0, 2], [1], [3]]
@@ -104,6 +106,23 @@ def test_the_posterior_is_that_of_gpytorchs_kernels(pair: Pair, noise: bool) -> 
     close(got.mean, wanted.mean)
     close(got.variance, wanted.variance)
     close(covariance_of(got), covariance_of(wanted))
+
+
+def test_the_posterior_knows_the_radius() -> None:
+    x, y = observations()
+    groups = kernel_of()
+    pad = torch.nn.functional.pad
+    kernel = replace(
+        groups,
+        masks=torch.cat([pad(groups.masks, (0, 1)), torch.eye(D + 1)[D:].double()]),
+        scales=pad(groups.scales, (0, 1, 0, 1), value=4.0),
+        weights=pad(groups.weights, (0, 1), value=0.5),
+    )
+    got, wanted = AdditiveGP(x, y, kernel).posterior(points(5)), condition(kernel, x, y[:, None])
+    close(got.mean, wanted.mean(points(5)))
+    close(covariance_of(got), wanted.covariance(points(5), points(5)))
+    without = condition(groups, x, y[:, None])
+    assert not torch.allclose(got.mean, without.mean(points(5)), atol=1e-2)
 
 
 def test_it_says_what_a_model_must_say(pair: Pair) -> None:

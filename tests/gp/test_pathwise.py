@@ -1,5 +1,6 @@
 """Draws of the whole function against the prior and the posterior that they are drawn from."""
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -20,6 +21,14 @@ def kernel(family: Literal["matern52", "rbf"] = "matern52") -> Kernel:
         categorical=torch.tensor([False, False, True]),
         family=family,
     )
+
+
+def with_radius(k: Kernel) -> Kernel:
+    """The kernel and a component of variance 0.5 that reads the radius."""
+    pad = torch.nn.functional.pad
+    masks, scales = pad(k.masks, (0, 1, 0, 1)), pad(k.scales, (0, 1, 0, 1))
+    masks[2, 3], scales[2, 3] = 1.0, 3.0
+    return replace(k, masks=masks, scales=scales, weights=pad(k.weights, (0, 1), value=0.5))
 
 
 def points(n: int, seed: int) -> Tensor:
@@ -46,9 +55,13 @@ def many(count: int, temper: float = 1.0) -> Tensor:
     return torch.stack(paths)
 
 
+@pytest.mark.parametrize("has_radius", [False, True])
 @pytest.mark.parametrize("family", ["matern52", "rbf"])
-def test_draws_from_the_prior_have_its_covariance(family: Literal["matern52", "rbf"]) -> None:
+def test_draws_from_the_prior_have_its_covariance(
+    family: Literal["matern52", "rbf"], has_radius: bool
+) -> None:
     k, generator = kernel(family), torch.Generator().manual_seed(0)
+    k = with_radius(k) if has_radius else k
     drawn = [draw_prior(k, choices=3, generator=generator)(AT) for _ in range(1500)]
     torch.testing.assert_close(torch.cov(torch.stack(drawn).T), k(AT, AT), atol=0.12, rtol=0)
 

@@ -120,7 +120,9 @@ def test_a_given_structure_is_told_as_it_was_given(structure: Any, groups: Any) 
     space = hd.Space({name: hd.Float(0, 1) for name in "abc"})
     got = told(space, lambda p: p["a"] * p["c"], 12, structure=structure)
     assert got.groups == groups
-    assert [c.names for c in got.components] == [("a", "b", "c"), *groups]
+    everything = ("a", "b", "c")
+    assert [c.names for c in got.components] == [everything, everything, *groups]
+    assert [c.kind for c in got.components] == ["full", "radius", *["group" for _ in groups]]
     together = [[any({i, j} <= set(g) for g in groups) or i == j for j in "abc"] for i in "abc"]
     assert got.pairs.tolist() == together
 
@@ -167,10 +169,11 @@ def test_effects_are_told_at_values_of_the_hyperparameters(learned: LearnedStruc
 
 def test_the_components_add_up_to_the_effects(learned: LearnedStructure) -> None:
     assert learned.components[0].names == learned.names
-    assert tuple(c.names for c in learned.components[1:]) == learned.groups
+    assert set(learned.components[1].names) == set(learned.names) - {"act"}  # it has no order
+    assert tuple(c.names for c in learned.components[2:]) == learned.groups
     for name, effect in learned.effects.items():
         parts = [c.effects[name].mean for c in learned.components if name in c.names]
-        assert len(parts) == 2
+        assert len(parts) == (2 if name == "act" else 3)
         assert sum(parts) == pytest.approx(effect.mean, abs=1e-9)
 
 
@@ -188,7 +191,7 @@ def test_the_shares_are_those_of_the_terms_variances(learned: LearnedStructure) 
     variance = {name: np.var([TERMS[name](v) for v in drawn[name].tolist()]) for name in TERMS}
     assert sum(c.share for c in learned.components) == pytest.approx(1)
     assert learned.components[0].share < 0.1
-    for component in learned.components[1:]:
+    for component in learned.components[2:]:
         true = sum(variance[name] for name in component.names) / sum(variance.values())
         assert component.share == pytest.approx(true, abs=0.08)
 
@@ -264,10 +267,13 @@ def test_the_figure_of_effects_shows_lines_bands_and_parts(learned: LearnedStruc
     assert tuple(band.x) == (*lr.values, *lr.values[::-1])
     edges = [*(lr.mean + 2 * lr.sd), *(lr.mean - 2 * lr.sd)[::-1]]
     assert np.asarray(band.y) == pytest.approx(edges)
-    own = next(c for c in learned.components[1:] if "lr" in c.names).effects["lr"]
+    own = next(c for c in learned.components[2:] if "lr" in c.names).effects["lr"]
     assert np.asarray(panels["x"]["group"].y) == pytest.approx(own.mean)
     full = learned.components[0].effects["lr"]
     assert np.asarray(panels["x"]["full component"].y) == pytest.approx(full.mean)
+    radius = learned.components[1].effects["lr"]
+    assert np.asarray(panels["x"]["radius"].y) == pytest.approx(radius.mean)
+    assert "radius" not in panels["x2"]
     act = learned.effects["act"]
     assert tuple(panels["x2"]["sum"].x) == act.values
     assert np.asarray(panels["x2"]["sum"].error_y.array) == pytest.approx(2 * act.sd)
@@ -275,7 +281,7 @@ def test_the_figure_of_effects_shows_lines_bands_and_parts(learned: LearnedStruc
 
 def test_a_legend_names_each_kind_of_line_once(learned: LearnedStructure) -> None:
     shown = [trace.name for trace in learned.plot_effects().data if trace.showlegend]
-    assert sorted(shown) == ["full component", "group", "sum", "± 2 sd"]
+    assert sorted(shown) == ["full component", "group", "radius", "sum", "± 2 sd"]
 
 
 def test_the_strongest_effect_comes_first(learned: LearnedStructure) -> None:
