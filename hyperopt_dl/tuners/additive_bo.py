@@ -51,11 +51,12 @@ class AdditiveBO(BaseSampler):
     """Bayesian optimization under a sum of one full and many small kernels, with learned groups.
 
     The objective is modelled as a Gaussian process whose kernel is the sum of one Matern kernel
-    over all dimensions and of one for each group of them. Which dimensions share a group is learned
-    by Markov chains, after Wang, Li, Jegelka and Kohli ("Batched High-dimensional Bayesian
-    Optimization via Structural Kernel Learning", ICML 2017); the full kernel keeps the model right
-    where the objective has no such structure. The next point maximises the logarithm of expected
-    improvement. Trials that still run are pending: their values are drawn, so that a batch of
+    over all dimensions, of one for each group of them, and of one that reads the distance from the
+    middle of the space. Which dimensions share a group is learned by Markov chains, after Wang, Li,
+    Jegelka and Kohli ("Batched High-dimensional Bayesian Optimization via Structural Kernel
+    Learning", ICML 2017). The full kernel keeps the model right where the objective has no such
+    structure, and the last one lets bad corners of a large space count against the others. The next
+    point maximises the logarithm of expected improvement. Trials that still run are pending: their values are drawn, so that a batch of
     points that are asked for one by one is spread as if it were chosen at once.
 
     A constraint (``trial.set_constraint``) and failure have models of their own, and expected
@@ -76,7 +77,8 @@ class AdditiveBO(BaseSampler):
             strategies "dpp" and "pe" choose.
         chains: How many chains learn structures; the points of a batch take turns between them.
         structure: "learned", "full" (no groups), "additive" (every dimension alone), or a list of
-            lists of names, of which a study must have all. The full kernel is always there.
+            lists of names, of which a study must have all. The full kernel and that of the distance
+            from the middle are always there.
         acquisition: "logei"; "qlognei" for losses with noise; "ucb", per group, as in the paper.
         strategy: "greedy" chooses points one by one; "dpp" and "pe" choose a batch by sampling, or
             greedily maximising, a determinantal point process per group, as in the paper;
