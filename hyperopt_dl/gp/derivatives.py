@@ -81,22 +81,21 @@ class Derivatives:
         r2 = kernel.squared_distances(self.x, self.x)
         a = kernel.masks * kernel.scales
         where = self.x[self.point]
-        alike = self.dimension.unsqueeze(-1) == self.dimension
         apart = self._differences(where)  # r x r: along the row's dimension
+        apart, alike = 4 * apart * apart.mT, 2 * (self.dimension.unsqueeze(-1) == self.dimension)
         total = torch.zeros_like(r2[..., 0, :1, :1])  # summed one by one: r² numbers each
         for g in range(r2.shape[-3]):
             w, a_g = kernel.weights[..., g, None], a[..., g, self.dimension]
             pair = curvature(r2[..., g, :, :], kernel.family)[..., self.point, :][..., self.point]
             flat = slope(r2[..., g, :, :], kernel.family)[..., self.point, :][..., self.point]
-            both = (w * a_g).unsqueeze(-1) * a_g.unsqueeze(-2)
-            total = total + 4 * both * pair * apart * apart.mT
-            total = total - 2 * (w * a_g).unsqueeze(-1) * flat * alike
+            of_row = (w * a_g).unsqueeze(-1)
+            total = total + of_row * (a_g.unsqueeze(-2) * pair * apart - flat * alike)
             if _has_radius(kernel) and bool(a[..., g, -1].any()):
-                a_rho, slopes = a[..., g, -1, None], self._slopes_of_radii(kernel)
+                a_rho, slopes = a[..., g, -1, None, None], self._slopes_of_radii(kernel)
                 aside = self._differences_of_radii(kernel, where)
-                curved = 4 * (w * a_rho * a_rho).unsqueeze(-1) * pair * aside * aside.mT
-                sloped = 2 * (w * a_rho).unsqueeze(-1) * flat * slopes.unsqueeze(-1) * slopes
-                total = total + curved - sloped
+                curved = 4 * a_rho * pair * aside * aside.mT
+                sloped = 2 * flat * slopes.unsqueeze(-1) * slopes
+                total = total + w.unsqueeze(-1) * a_rho * (curved - sloped)
         return total
 
     def variance(self, kernel: Kernel) -> Tensor:

@@ -56,8 +56,9 @@ class AdditiveBO(BaseSampler):
     Jegelka and Kohli ("Batched High-dimensional Bayesian Optimization via Structural Kernel
     Learning", ICML 2017). The full kernel keeps the model right where the objective has no such
     structure, and the last one lets bad corners of a large space count against the others. The next
-    point maximises the logarithm of expected improvement. Trials that still run are pending: their values are drawn, so that a batch of
-    points that are asked for one by one is spread as if it were chosen at once.
+    point maximises the logarithm of expected improvement. Trials that still run are pending: their
+    values are drawn, so that a batch of points that are asked for one by one is spread as if it
+    were chosen at once.
 
     A constraint (``trial.set_constraint``) and failure have models of their own, and expected
     improvement is weighted with the probability that a point is feasible and does not fail. A
