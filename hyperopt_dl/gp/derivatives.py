@@ -62,7 +62,7 @@ class Derivatives:
         weighted = (-2 * kernel.weights)[..., None, None] * slopes
         by_column = torch.einsum("...gum,...gd->...udm", weighted, a)
         found = by_column[..., self.point, self.dimension, :] * self._differences(x)
-        if not _has_radius(kernel):
+        if not kernel.has_radius:
             return found
         return found + by_column[..., self.point, -1, :] * self._differences_of_radii(kernel, x)
 
@@ -72,7 +72,7 @@ class Derivatives:
         slopes = slope(kernel.squared_distances(self.x, x), kernel.family)[..., self.point, :]
         weighted = (-2 * kernel.weights)[..., None, None] * slopes
         along = a[..., self.dimension, :] * self._differences(x).unsqueeze(-3)
-        if _has_radius(kernel):
+        if kernel.has_radius:
             along = along + a[..., -1:, :] * self._differences_of_radii(kernel, x).unsqueeze(-3)
         return weighted * along
 
@@ -83,6 +83,11 @@ class Derivatives:
         where = self.x[self.point]
         apart = self._differences(where)  # r x r: along the row's dimension
         apart, alike = 4 * apart * apart.mT, 2 * (self.dimension.unsqueeze(-1) == self.dimension)
+        radial = set[int]()
+        if kernel.has_radius:
+            radial = set(kernel.masks[..., -1].nonzero()[:, -1].tolist())
+            slopes, aside = self._slopes_of_radii(kernel), self._differences_of_radii(kernel, where)
+            slopes, aside = 2 * slopes.unsqueeze(-1) * slopes, 4 * aside * aside.mT
         total = torch.zeros_like(r2[..., 0, :1, :1])  # summed one by one: r² numbers each
         for g in range(r2.shape[-3]):
             w, a_g = kernel.weights[..., g, None], a[..., g, self.dimension]
@@ -90,12 +95,9 @@ class Derivatives:
             flat = slope(r2[..., g, :, :], kernel.family)[..., self.point, :][..., self.point]
             of_row = (w * a_g).unsqueeze(-1)
             total = total + of_row * (a_g.unsqueeze(-2) * pair * apart - flat * alike)
-            if _has_radius(kernel) and bool(a[..., g, -1].any()):
-                a_rho, slopes = a[..., g, -1, None, None], self._slopes_of_radii(kernel)
-                aside = self._differences_of_radii(kernel, where)
-                curved = 4 * a_rho * pair * aside * aside.mT
-                sloped = 2 * flat * slopes.unsqueeze(-1) * slopes
-                total = total + w.unsqueeze(-1) * a_rho * (curved - sloped)
+            if g in radial:
+                a_rho = a[..., g, -1, None, None]
+                total = total + w.unsqueeze(-1) * a_rho * (a_rho * pair * aside - flat * slopes)
         return total
 
     def variance(self, kernel: Kernel) -> Tensor:
@@ -103,7 +105,7 @@ class Derivatives:
         shares = (kernel.weights.unsqueeze(-1) * kernel.masks * kernel.scales).sum(-2)
         at_zero = slope(shares.new_zeros(()), kernel.family)
         total = shares[..., self.dimension]
-        if _has_radius(kernel):
+        if kernel.has_radius:
             total = total + shares[..., -1:] * self._slopes_of_radii(kernel).square()
         return -2 * at_zero * total
 
@@ -122,10 +124,6 @@ class Derivatives:
         known = radius(_ordered(kernel, self.x))[self.point].unsqueeze(-1)
         apart = radius(_ordered(kernel, x)).unsqueeze(-2) - known
         return apart * self._slopes_of_radii(kernel).unsqueeze(-1)
-
-
-def _has_radius(kernel: Kernel) -> bool:
-    return kernel.masks.shape[-1] > len(kernel.categorical)
 
 
 def _ordered(kernel: Kernel, x: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ class Kernel:
         return self.weights.sum(-1)
 
     @property
+    def has_radius(self) -> bool:
+        """Whether masks and scales have a column for the radius."""
+        return self.masks.shape[-1] > len(self.categorical)
+
+    @property
     def reads(self) -> Tensor:
         """On which dimensions a component depends, ``[..., G, D]`` of bool.
 

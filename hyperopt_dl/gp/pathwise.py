@@ -81,6 +81,7 @@ def draw_prior(
 
     root = (kernel.masks * kernel.scales).sqrt().unsqueeze(-2)
     ordered = root * ~torch.nn.functional.pad(kernel.categorical, (0, C - D))
+    in_order = (~kernel.categorical).nonzero().squeeze(-1)
     unordered = kernel.categorical.nonzero().squeeze(-1).tolist()
     stretch = torch.ones(G, FEATURES, 1).to(root)
     if kernel.family == "matern52":  # frequencies of a multivariate t with 5 degrees of freedom
@@ -95,7 +96,7 @@ def draw_prior(
     amplitude = (2 * kernel.weights.unsqueeze(-1) / FEATURES).sqrt() * normal(G, FEATURES)
 
     def prior(x: Tensor) -> Tensor:
-        rho = radius(x[:, ~kernel.categorical] - 0.5).unsqueeze(-1)
+        rho = radius(x[:, in_order] - 0.5).unsqueeze(-1)
         phase = omega @ torch.cat([x, rho], -1)[:, :C].mT + offset
         for d, numbers in by_choice.items():
             phase = phase + numbers[:, :, x[:, d].detach().long()]
