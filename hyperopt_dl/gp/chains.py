@@ -204,7 +204,7 @@ def _fit_from(data: Data, partition: Partition | None, before: Chain | None) -> 
     D = data.x.shape[-1]
     scales = data.E.new_zeros(1, 2, D + 1)
     structure = _structure(partition, scales)
-    start = initial(structure, scales.shape[1]) if before is None else before.parameters
+    start = initial(data, structure, scales.shape[1]) if before is None else before.parameters
     found = fit_hyperparameters(
         data, structure, start, FIRST_ITERATIONS if before is None else ITERATIONS
     )
@@ -262,7 +262,7 @@ def _affinity(data: Data) -> Affinity:
     D = data.x.shape[-1]
     masks = torch.eye(D, dtype=data.E.dtype, device=data.E.device)[None]
     structure = Structure(masks, torch.zeros(D, dtype=torch.long, device=masks.device))
-    start = initial(structure, vectors=1)
+    start = initial(data, structure, vectors=1)
     found = fit_hyperparameters(data, structure, start, ADDITIVE_ITERATIONS).parameters
     scales, weights, noise = found.scales[0, 0].exp(), found.weights[0].exp(), found.noise.exp()
     return affinity_of(interaction_scores(data, scales, weights, noise.item()))

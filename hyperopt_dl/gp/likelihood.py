@@ -19,7 +19,9 @@ Priors, on natural parameters and without a Jacobian, of the form that Optuna's 
 exp(-0.1 c/a - 0.1 a/c) for each scale, Gamma(2, 1) for the total variance, Gamma(1.1, 30) for the
 noise. Here c is 1 in a component that reads every dimension and ``GROUP_SCALE`` in a group, since
 points are less far apart in a few dimensions than in all of them; a component that reads the radius
-counts as a group. And log w_g is normal, with
+counts as a group. Of many categories that a component reads with every dimension, c is less, since
+two random points differ in half of them or more: with 50 switches and c = 1 every two points would
+be strangers, and the switches noise. And log w_g is normal, with
 deviation 1, around g's share of the total: a half for the component that reads every dimension, the
 other half evenly for the groups. With an even share for all, forty groups would leave the full
 component nothing, and the model would be sure of sums where there are hardly any data.
@@ -43,6 +45,10 @@ LOWEST, HIGHEST, LOWEST_NOISE = -12.0, 8.0, math.log(1e-6)
 """The bounds of the logarithms."""
 GROUP_SCALE = 4.0
 """The typical scale in a component that does not read every dimension: a lengthscale of a half."""
+CATEGORIES = 20 / 3
+"""So many categories at most have the typical scale 1 in a component that reads every dimension,
+and more of them share what these have. Two points that differ in half of them are then as far apart
+as two random points are in 20 numbers, whose squared differences are 1/6 on average."""
 _AT_ONCE = 2**15
 """Numbers of a temporary tensor that components share."""
 _WALL = 1e10
@@ -114,10 +120,14 @@ class Structure:
         alike = torch.where(whole > 0, wholes, others).clamp(min=1)
         return -math.log(2) * both - alike.log()
 
-    def typical_scales(self, vectors: int) -> Tensor:
-        """Return c of each of so many vectors of scales, ``[V, 1]``."""
-        c = self.masks.new_full((vectors, 1), GROUP_SCALE)
-        c[self.vector[self.whole.amax(0) > 0]] = 1.0
+    def typical_scales(self, vectors: int, categorical: Tensor) -> Tensor:
+        """Return c of each of so many vectors of scales, of the masks' width: ``[V, D]``."""
+        width, D = self.masks.shape[-1], len(categorical)
+        of_category = min(1.0, CATEGORIES / max(1, int(categorical.sum())))
+        in_whole = self.masks.new_ones(width)
+        in_whole[:D].masked_fill_(categorical, of_category)
+        c = self.masks.new_full((vectors, width), GROUP_SCALE)
+        c[self.vector[self.whole.amax(0) > 0]] = in_whole
         return c
 
     def kernel(self, parameters: Parameters, categorical: Tensor) -> Kernel:
@@ -132,12 +142,11 @@ class Structure:
         )
 
 
-def initial(structure: Structure, vectors: int) -> Parameters:
+def initial(data: Data, structure: Structure, vectors: int) -> Parameters:
     """Return the start of a fit: typical scales, weights that sum to 1, noise exp(-4)."""
-    b, _, D = structure.masks.shape
-    like = structure.masks
+    b, like = len(structure.masks), structure.masks
     return Parameters(
-        structure.typical_scales(vectors).log().repeat(b, 1, D),
+        structure.typical_scales(vectors, data.categorical).log().repeat(b, 1, 1),
         structure.log_shares,
         like.new_full((b,), -4.0),
     )
@@ -151,7 +160,7 @@ def negative_log_posterior(
     L is in nats and complete but for the priors' constants; NaN where a matrix is beyond repair.
     """
     value, gradient = _likelihood(data, structure, parameters)
-    penalty, slope = _prior(structure, parameters)
+    penalty, slope = _prior(data, structure, parameters)
     total = Parameters(
         gradient.scales + slope.scales,
         gradient.weights + slope.weights,
@@ -248,13 +257,13 @@ def cholesky(K: Tensor) -> tuple[Tensor, Tensor]:
     return L, (info == 0) & L.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
 
 
-def _prior(structure: Structure, parameters: Parameters) -> tuple[Tensor, Parameters]:
+def _prior(data: Data, structure: Structure, parameters: Parameters) -> tuple[Tensor, Parameters]:
     """Return the priors' negative log density ``[b]``, without constants, and its gradient."""
     a, s2, real = parameters.scales.exp(), parameters.noise.exp(), structure.real
     w = real * parameters.weights.exp()
     total = w.sum(-1, keepdim=True)
     u = real * (parameters.weights - total.log() - structure.log_shares)
-    a_c = a / structure.typical_scales(a.shape[1])
+    a_c = a / structure.typical_scales(a.shape[1], data.categorical)
     value = (
         0.1 * (1 / a_c + a_c).sum((-2, -1))
         + (total - total.log()).squeeze(-1)

@@ -13,6 +13,7 @@ from hyperopt_dl.gp.chains import Chain, Fitted, StructureChoice, fit, kernel_of
 from hyperopt_dl.gp.data import observe
 from hyperopt_dl.gp.likelihood import Parameters, Structure, negative_log_posterior
 from hyperopt_dl.gp.partition import Multiplicity, Partition, default_prior, groups, sizes
+from hyperopt_dl.gp.posterior import condition
 
 D = 6
 TRUTH: Partition = (0, 1, 2, 0, 1, 2)
@@ -162,6 +163,18 @@ def test_a_choice_that_matters_is_seen() -> None:
     irrelevant = x[:1].clone()
     irrelevant[0, 4] = 1 - irrelevant[0, 4]
     assert kernel(x[:1], unlike).item() < kernel(x[:1], irrelevant).item() - 0.1
+
+
+def test_many_choices_beside_a_number_are_no_noise() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(140, 51, generator=generator, dtype=torch.double)
+    flags = torch.arange(51) < 50
+    x = x.where(~flags, x.round())
+    worth = torch.randn(50, generator=generator, dtype=torch.double)
+    y = standardised(x[:, :50] @ worth + 12 * (x[:, 50] - 0.5).square())
+    kernel = fit(x[:100], y[:100], flags, structure="full", seed=0).kernel[0]
+    predicted = condition(kernel, x[:100], y[:100, None]).mean(x[100:])
+    assert torch.corrcoef(torch.cat([predicted.mT, y[None, 100:]]))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -53,7 +53,7 @@ def structure_of(
 
 
 def parameters_of(structure: Structure, seed: int = 2) -> Parameters:
-    start = initial(structure, vectors=2)
+    start = initial(observe(*observations()), structure, vectors=2)
     flat = start.flat()
     return start.like(flat + torch.randn(flat.shape, generator=generator(seed), dtype=torch.double))
 
@@ -213,7 +213,7 @@ def drawn_data(n: int = 40) -> Data:
 
 def test_a_fit_reaches_a_stationary_point_no_worse_than_adams() -> None:
     data, structure = drawn_data(), structure_of(GROUPS)
-    start = initial(structure, vectors=2)
+    start = initial(data, structure, vectors=2)
     found = fit(data, structure, start, iterations=500)
     flat = torch.nn.Parameter(start.flat())
     adam = torch.optim.Adam([flat], lr=0.05)
@@ -228,9 +228,26 @@ def test_a_fit_reaches_a_stationary_point_no_worse_than_adams() -> None:
     assert gradient.flat().abs().max() < 0.1
 
 
+@pytest.mark.parametrize(("categories", "typical"), [(0, 1.0), (6, 1.0), (20, 1 / 3), (50, 2 / 15)])
+def test_many_categories_share_what_few_have_in_the_component_of_all_dimensions(
+    categories: int, typical: float
+) -> None:
+    D = categories + 3
+    flags = torch.arange(D) < categories
+    x = torch.rand(5, D, generator=generator(5), dtype=torch.double)
+    data = observe(x.where(~flags, x.round()), x[:, -1], flags)
+    masks = torch.ones(1, 2, D, dtype=torch.double)
+    masks[0, 1, 2:] = 0
+    start = initial(data, Structure(masks, torch.tensor([0, 1])), vectors=2)
+    whole, group = start.scales[0].exp()
+    torch.testing.assert_close(whole[:categories], torch.full((categories,), typical).double())
+    torch.testing.assert_close(whole[categories:], torch.ones(3).double())
+    torch.testing.assert_close(group, torch.full((D,), GROUP_SCALE).double())
+
+
 def test_a_warm_start_at_the_optimum_stays_there() -> None:
     data, structure = drawn_data(), structure_of(GROUPS)
-    once = fit(data, structure, initial(structure, vectors=2), iterations=500)
+    once = fit(data, structure, initial(data, structure, vectors=2), iterations=500)
     twice = fit(data, structure, once.parameters, iterations=5)
     assert once.value - 0.01 <= twice.value <= once.value
 
@@ -239,7 +256,7 @@ def test_a_fit_keeps_to_its_bounds_and_never_gets_worse() -> None:
     x = torch.rand(30, 4, generator=generator(5), dtype=torch.double)
     data = observe(x, x[:, 0] - x[:, 0].mean(), torch.zeros(4, dtype=torch.bool))
     structure = structure_of(GROUPS)
-    start = initial(structure, vectors=2)
+    start = initial(data, structure, vectors=2)
     before, _ = negative_log_posterior(data, structure, start)
     found = fit(data, structure, start, iterations=200)
     assert found.value < before.item()
@@ -250,7 +267,7 @@ def test_a_fit_to_what_is_no_number_returns_its_start_and_says_so() -> None:
     data = observe(*observations())
     broken = Data(data.x, data.y * math.nan, *list(vars(data).values())[2:])
     structure = structure_of(GROUPS)
-    start = initial(structure, vectors=2)
+    start = initial(data, structure, vectors=2)
     found = fit(broken, structure, start, iterations=5)
     assert not found.sound
     assert found.value == math.inf
