@@ -129,7 +129,7 @@ def _gibbs_chain(
 ) -> tuple[Partition, float]:
     prior, D, free = partition.Dirichlet(alpha=1.0), len(z), int(FREE * CYCLES)
     structure = groups_alone(z)
-    found = fit(data, structure, initial(structure, vectors=1), iterations=100)
+    found = fit(data, structure, initial(data, structure, vectors=1), iterations=100)
     visited: list[tuple[float, Partition, Fit]] = []
     for cycle in range(CYCLES):
         if cycle == free and visited:
@@ -148,7 +148,7 @@ def _gibbs_chain(
         for d in rng.permutation(D).tolist():
             z = gibbs(z, d, _capped(evidence, d, D if cycle < free else cap), rng)
         structure = groups_alone(z)
-        start = initial(structure, vectors=1)
+        start = initial(data, structure, vectors=1)
         equal = start.weights + total.log()
         found = fit(data, structure, type(start)(scales, equal, noise), iterations=30)
         visited.append((prior.log(partition.sizes(z)) - found.value, z, found))
@@ -221,8 +221,8 @@ def true_log_posterior(x: Tensor, y: Tensor, truth: Partition, name: str) -> flo
     if name == "ours":
         known = chains.fit(x, y, flags, structure=partition.groups(truth), seed=0)
         return known.best.log_posterior
-    structure = groups_alone(truth)
-    found = fit(observe(x, y, flags), structure, initial(structure, vectors=1), iterations=100)
+    data, structure = observe(x, y, flags), groups_alone(truth)
+    found = fit(data, structure, initial(data, structure, vectors=1), iterations=100)
     return partition.Dirichlet(alpha=1.0).log(partition.sizes(truth)) - found.value
 
 

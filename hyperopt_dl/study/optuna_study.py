@@ -26,11 +26,13 @@ class StoppableStudy(optuna.Study):
     """An Optuna study whose ``stop`` also ends the loop of ``hyperopt_dl.Study.optimize``.
 
     Samplers and callbacks that were written for ``optuna.Study.optimize`` call it. The study also
-    carries its ``archive``, where a sampler finds what Optuna has no parameters for.
+    carries its ``archive``, where a sampler finds what Optuna has no parameters for, and the
+    ``stated`` distributions of a space, which hold for the trials to come.
     """
 
     stopping = False
     archive = Archive()
+    stated: Mapping[str, BaseDistribution] = {}
 
     def stop(self) -> None:
         """Start no further trial."""

@@ -100,6 +100,7 @@ class Study:
             name: d.distribution for name, d in dimensions.items() if not isinstance(d, Array)
         }
         check_compatible(study, distributions)
+        study.stated = distributions
         study.archive.check(study.get_trials(deepcopy=False))
         self._optuna = study
         self._ledger = Ledger(

@@ -4,7 +4,7 @@ import copy
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -27,10 +27,11 @@ from hyperopt_dl.gp.threads import small_matrices
 from hyperopt_dl.hypergrad import Estimator
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.space import Dimension, Space
-from hyperopt_dl.tuners.behind import Around, behind
-from hyperopt_dl.tuners.cube import Cube, searchable
+from hyperopt_dl.tuners.additive_bo_arguments import check_arguments, check_whole, device_of
+from hyperopt_dl.tuners.behind import Around, behind, stated
+from hyperopt_dl.tuners.cube import Cube, searchable, unsearchable
 from hyperopt_dl.tuners.differentiating import check_use_of_gradients, estimator_of
-from hyperopt_dl.tuners.known_groups import check_names, check_structure
+from hyperopt_dl.tuners.known_groups import check_names
 from hyperopt_dl.tuners.learned import Diagnostics, LearnedStructure, learned_structure
 from hyperopt_dl.tuners.objectives import check_objectives
 from hyperopt_dl.tuners.observations import Observations, common_space, observe
@@ -123,7 +124,7 @@ class AdditiveBO(BaseSampler):
         estimator: Estimator | Literal["auto"] | None = None,
         fixed: Collection[str] = (),
     ) -> None:
-        _check(batch, chains, structure, acquisition, strategy, n_startup)
+        check_arguments(batch, chains, structure, acquisition, strategy, n_startup, seed)
         check_use_of_gradients(use_gradients, estimator, fixed)
         self.batch = batch
         self.chains = chains
@@ -131,7 +132,7 @@ class AdditiveBO(BaseSampler):
         self.acquisition = acquisition
         self.strategy = strategy
         self.n_startup = max(_FEWEST_STARTS, batch) if n_startup is None else n_startup
-        self.device = torch.device("cpu" if device == "auto" else device)
+        self.device = device_of(device)
         self.seed = seed
         self.use_gradients = use_gradients
         self.estimator = estimator_of(estimator) if use_gradients else None
@@ -140,7 +141,8 @@ class AdditiveBO(BaseSampler):
         self._remember_nothing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_fitter", "_batch", "_lock")}
+        forgotten = ("_fitter", "_batch", "_lock", "_told")
+        return {k: v for k, v in vars(self).items() if k not in forgotten}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -150,6 +152,7 @@ class AdditiveBO(BaseSampler):
         self._fitter = Fitter(self.structure_choice, self.chains, self.device, self.use_gradients)
         self._batch: tuple[str, list[dict[str, Any]]] = ("", [])
         self._lock = threading.Lock()
+        self._told = set[tuple[str, str]]()
 
     def reseed_rng(self) -> None:
         """Take a new seed from the system."""
@@ -161,7 +164,8 @@ class AdditiveBO(BaseSampler):
         """Return the dimensions that all trials so far agree on."""
         check_objectives(self, len(study.directions))
         trials = study.get_trials(deepcopy=False)
-        return common_space([other for other in trials if other.number != trial.number])
+        others = [other for other in trials if other.number != trial.number]
+        return common_space(others, stated(study))
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -186,6 +190,7 @@ class AdditiveBO(BaseSampler):
     ) -> Any:
         """Return a random value of a dimension that the model does not have."""
         check_objectives(self, len(study.directions))
+        self._tell_once(study, param_name, param_distribution)
         seed = derive(self._key(), "independent", trial.number, param_name) % 2**32
         random = RandomSampler(seed)
         return random.sample_independent(study, trial, param_name, param_distribution)
@@ -204,17 +209,18 @@ class AdditiveBO(BaseSampler):
             n: How many points.
 
         Raises:
-            StudyError: n is less than 1, a group names a dimension that is not in the space, or the
-                study has several objectives.
+            StudyError: n is no whole number of at least 1, a group names a dimension that is not in
+                the space, or the study has several objectives.
         """
         study = behind(study)
         check_objectives(self, len(study.directions))
-        if n < 1:
-            raise StudyError(f"propose needs n >= 1 points, got {n}.")
+        check_whole("n", n, least=1)
         distributions = Space(dict(space)).distributions()
         check_names(self.structure_choice, distributions)
         constants = {k: _only_value(d) for k, d in distributions.items() if d.single()}
         cube = Cube(searchable(distributions))
+        if not cube.names:
+            return [dict(constants) for _ in range(n)]
         trials = study.get_trials(deepcopy=False)
         numbers = range(len(trials), len(trials) + n)
         with self._lock:
@@ -242,15 +248,28 @@ class AdditiveBO(BaseSampler):
         _, surrogate, cube = self._believed(study)
         if surrogate is None:
             raise StudyError(
-                "structure needs a study with at least one complete trial, got none. Run some "
-                "trials first."
+                "structure needs a study with at least one complete trial, and a dimension of more "
+                "than one value that every trial has. Run some trials first."
             )
         return learned_structure(surrogate, cube, sign=_sign(study))
+
+    def _tell_once(self, study: optuna.Study, name: str, distribution: BaseDistribution) -> None:
+        """Log why a dimension is not in the model, when the others are searched by it."""
+        if (study.study_name, name) in self._told:
+            return
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if len(ended) < max(1, self.n_startup):
+            return
+        self._told.add((study.study_name, name))
+        reason = unsearchable(name, distribution) or (
+            "not every trial with a value has it, with the same range."
+        )
+        _logger.warning("%r is drawn at random, without the model: %s", name, reason)
 
     def _believed(self, study: optuna.Study) -> tuple[Observations, Surrogate | None, Cube]:
         check_objectives(self, len(study.directions))
         trials = study.get_trials(deepcopy=False)
-        cube = Cube(common_space(trials))
+        cube = Cube(common_space(trials, stated(study)))
         observations = observe(trials, cube, sign=_sign(study), running=_unfinished(trials))
         if not cube.names or len(observations.losses) == 0:
             return observations, None, cube
@@ -364,25 +383,3 @@ def _only_value(distribution: BaseDistribution) -> Any:
         return distribution.choices[0]
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     return distribution.low
-
-
-def _check(
-    batch: object,
-    chains: object,
-    structure: object,
-    acquisition: object,
-    strategy: object,
-    n_startup: object,
-) -> None:
-    least = {"batch": (batch, 1), "chains": (chains, 1), "n_startup": (n_startup, 0)}
-    for name, (number, low) in least.items():
-        whole = isinstance(number, int) and not isinstance(number, bool) and number >= low
-        if not whole and not (name == "n_startup" and number is None):
-            raise StudyError(f"{name} must be a whole number of at least {low}, got {number!r}.")
-    for name, word, alias in (
-        ("acquisition", acquisition, AcquisitionName),
-        ("strategy", strategy, Strategy),
-    ):
-        if word not in get_args(alias):
-            raise StudyError(f"{name} must be one of {list(get_args(alias))}, got {word!r}.")
-    check_structure(structure)

@@ -60,7 +60,8 @@ class Cube:
         for name, distribution in self.distributions.items():
             numbers = [distribution.to_internal_repr(values[name]) for values in params]
             columns.append(_to_unit(distribution, torch.tensor(numbers, dtype=torch.float64)))
-        x = torch.stack(columns, -1) if params else torch.empty(0, len(columns)).double()
+        empty = torch.empty(len(params), len(columns), dtype=torch.float64)
+        x = torch.stack(columns, -1) if empty.numel() else empty
         high = torch.where(self.categorical, torch.inf, 1.0)
         inside = ((x >= -_SLACK) & (x <= high + _SLACK)).all(-1)
         return torch.minimum(x.clamp(min=0), high), inside
@@ -105,15 +106,17 @@ def searchable(distributions: Mapping[str, BaseDistribution]) -> dict[str, BaseD
     return {
         name: distribution
         for name, distribution in sorted(distributions.items())
-        if not distribution.single() and _has_place(name, distribution)
+        if not distribution.single() and not unsearchable(name, distribution)
     }
 
 
-def _has_place(name: str, distribution: BaseDistribution) -> bool:
+def unsearchable(name: str, distribution: BaseDistribution) -> str:
+    """Return why a distribution has no place in a cube; nothing if it has one."""
     try:
-        return bool(Space({name: distribution}))
-    except SpaceError:
-        return False
+        Space({name: distribution})
+    except SpaceError as error:
+        return str(error)
+    return ""
 
 
 def _levels(distribution: BaseDistribution) -> Tensor | None:

@@ -78,9 +78,13 @@ class Diagnostics:
     """What a model is based on, what it believes, and what went wrong."""
 
     losses: int
+    """Trials with a loss, pruned ones among them."""
     failed: int
+    """Trials without one: failed, of a value that is not finite, or pruned without a report."""
     pending: int
+    """Trials that run."""
     constraints: tuple[str, ...]
+    """The names of those that trials have set."""
     derivatives: int
     """Derivatives that the model knows, beside the losses."""
     unusable_derivatives: int

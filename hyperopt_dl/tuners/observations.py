@@ -88,10 +88,16 @@ def observe(
     )
 
 
-def common_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+def common_space(
+    trials: Sequence[FrozenTrial], stated: Mapping[str, BaseDistribution]
+) -> dict[str, BaseDistribution]:
     """Return the dimensions that all trials agree on.
 
     Those that gave a value decide; before there are any, those that failed or still run do.
+
+    Args:
+        trials: Of one study.
+        stated: Distributions that hold from now on. Trials with other bounds agree with them.
     """
     decisive = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     decisive = [t for t in decisive or trials if t.distributions]
@@ -99,9 +105,14 @@ def common_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
         return {}
     common = decisive[0].distributions
     for trial in decisive[1:]:
-        if trial.distributions != common:
-            common = {k: d for k, d in common.items() if trial.distributions.get(k) == d}
-    return searchable(common)
+        theirs = trial.distributions
+        if theirs != common:
+            common = {
+                name: distribution
+                for name, distribution in common.items()
+                if name in theirs and (name in stated or theirs[name] == distribution)
+            }
+    return searchable({name: stated.get(name, common[name]) for name in common})
 
 
 def _losses(ended: Sequence[FrozenTrial], sign: float) -> dict[int, float]:

@@ -83,7 +83,7 @@ def test_a_journal_without_a_name_is_called_after_its_file(tmp_path: Path) -> No
         ("sqlite:///runs/net.db", "net"),
         ("postgresql://me:secret@host:5432/net?sslmode=require", "net"),
     ],
-    ids=str,
+    ids=["memory", "in memory", "journal", "sqlite", "postgresql"],
 )
 def test_a_study_without_a_name_is_called_after_its_storage(storage: Any, name: str | None) -> None:
     assert default_name(storage) == name

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -184,7 +185,9 @@ def test_a_heavy_tail_is_compressed_and_a_plain_bowl_is_not() -> None:
 # Spaces that change
 
 
-def test_a_conditional_dimension_is_drawn_at_random() -> None:
+def test_a_conditional_dimension_is_drawn_at_random_which_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def objective(trial: optuna.Trial) -> float:
         x = trial.suggest_float("x", 0, 1)
         if trial.suggest_categorical("kind", ["a", "b"]) == "a":
@@ -194,6 +197,41 @@ def test_a_conditional_dimension_is_drawn_at_random() -> None:
     study = optuna.create_study(sampler=hd.AdditiveBO(n_startup=4, seed=0))
     study.optimize(objective, n_trials=12)
     assert study.best_value < 0.1
+    assert [r.args for r in caplog.records if r.levelname == "WARNING"] == [
+        ("only_a", "not every trial with a value has it, with the same range.")
+    ]
+
+
+def test_a_dimension_that_is_too_fine_for_the_model_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = optuna.create_study(sampler=hd.AdditiveBO(n_startup=2, seed=0))
+    study.optimize(lambda t: t.suggest_int("n", 0, 2**62) * t.suggest_float("x", 0, 1), n_trials=4)
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert said.startswith("'n' is drawn at random, without the model: Int needs")
+
+
+def test_bounds_that_have_moved_keep_the_model(tmp_path: Path) -> None:
+    def opened(low: float) -> hd.Study:
+        space = hd.Space(x=hd.Float(low, 1), y=hd.Float(0, 1))
+        tuner = hd.AdditiveBO(n_startup=5)
+        return hd.Study(space, tuner=tuner, seed=0, storage=str(tmp_path / "moved.log"))
+
+    tell(opened(-1.0), 14)
+    study = opened(-0.5)
+    proposed = tell(study, 4)
+    assert all(abs(params["x"] - 0.31) < 0.15 for params in proposed)
+    assert hd.AdditiveBO().structure(study).names == ("x", "y")
+
+
+def test_constants_alone_need_no_model() -> None:
+    tuner = hd.AdditiveBO(n_startup=2)
+    study = optuna.create_study(sampler=tuner)
+    study.optimize(lambda trial: trial.suggest_int("k", 5, 5), n_trials=4)
+    assert tuner.diagnostics(study).losses == 4
+    assert tuner.propose(study, {"k": hd.Int(5, 5)}, 2) == [{"k": 5}, {"k": 5}]
+    with pytest.raises(hd.StudyError, match="a dimension of more than one value"):
+        tuner.structure(study)
 
 
 def test_a_value_that_was_enqueued_outside_is_passed_over() -> None:

@@ -51,6 +51,10 @@ def test_several_objectives_are_refused_with_what_to_use(error: type[Exception])
         ({"batch": 0}, "batch must be a whole number of at least 1, got 0"),
         ({"chains": 1.5}, "chains must be a whole number of at least 1, got 1.5"),
         ({"n_startup": -1}, "n_startup must be a whole number of at least 0, got -1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": "a"}, "seed must be a whole number of at least 0, got 'a'"),
+        ({"device": "gpu"}, "device must be 'auto' or a device of torch, got 'gpu'"),
+        ({"device": "cuda:99"}, r"device must be there, got cuda:99 of \d+ visible"),
         ({"acquisition": "ei"}, "acquisition must be one of .*'logei'.*, got 'ei'"),
         ({"strategy": "best"}, "strategy must be one of .*'greedy'.*, got 'best'"),
         ({"structure": "sparse"}, "structure must be 'learned', .* got 'sparse'"),
@@ -60,3 +64,14 @@ def test_several_objectives_are_refused_with_what_to_use(error: type[Exception])
 def test_a_wrong_argument_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(hd.StudyError, match=message):
         hd.AdditiveBO(**options)
+
+
+@pytest.mark.parametrize("n", [0, 2.5, "3"])
+def test_a_number_of_points_must_be_whole(n: Any) -> None:
+    with pytest.raises(hd.StudyError, match="n must be a whole number of at least 1"):
+        hd.AdditiveBO().propose(square(), SQUARE, n)
+
+
+def test_what_is_no_study_is_named() -> None:
+    with pytest.raises(hd.StudyError, match="a study of Optuna, is needed, got Space"):
+        hd.AdditiveBO().structure(SQUARE)

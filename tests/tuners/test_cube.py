@@ -148,8 +148,28 @@ def test_the_space_is_what_the_trials_agree_on() -> None:
     params = {"x": 0.5, "y": 0.5}
     other = optuna.create_trial(params=params, distributions=wider, value=1.0)
     same = optuna.create_trial(params=params, distributions={**SPACE, "y": wider["y"]}, value=1.0)
-    assert set(common_space([same, same])) == {"x", "y"}
-    assert set(common_space([same, other])) == {"y"}
-    assert set(common_space([trial(0, 0.1, TrialState.RUNNING)])) == {"x"}
-    assert set(common_space([trial(0, 0.1, TrialState.RUNNING), other])) == {"x", "y"}
-    assert common_space([]) == {}
+    assert set(common_space([same, same], {})) == {"x", "y"}
+    assert set(common_space([same, other], {})) == {"y"}
+    assert set(common_space([trial(0, 0.1, TrialState.RUNNING)], {})) == {"x"}
+    assert set(common_space([trial(0, 0.1, TrialState.RUNNING), other], {})) == {"x", "y"}
+    assert common_space([], {}) == {}
+
+
+def test_bounds_that_are_stated_hold_for_all_trials() -> None:
+    now: dict[str, BaseDistribution] = {
+        "x": FloatDistribution(0.0, 0.7),
+        "z": FloatDistribution(0.0, 1.0),
+    }
+    moved = optuna.create_trial(
+        params={"x": 0.5}, distributions={"x": FloatDistribution(0.0, 2.0)}, value=1.0
+    )
+    trials = [trial(0, 0.1, value=1.0, ended=0), moved]
+    assert common_space(trials, {}) == {}
+    assert common_space(trials, now) == {"x": now["x"]}
+
+
+@pytest.mark.parametrize("trials", [0, 3])
+def test_a_space_of_constants_alone_has_points_without_coordinates(trials: int) -> None:
+    x, inside = Cube({}).encode([{"k": 5}] * trials)
+    assert x.shape == (trials, 0)
+    assert inside.tolist() == [True] * trials
