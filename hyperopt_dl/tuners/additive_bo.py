@@ -15,7 +15,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
@@ -68,8 +68,8 @@ class AdditiveBO(BaseSampler):
 
     Proposals are a function of the finished and running trials and the seed: a study that is opened
     again goes on as if it had never stopped, at the price of fitting its models once more.
-    Dimensions that not every trial has (conditional ones) are drawn at random, as in Optuna's own
-    samplers. If a model cannot be fitted, a quasi-random point is proposed instead, which is logged
+    Dimensions that not every trial has (conditional ones) are proposed by TPE, each by itself.
+    If a model cannot be fitted, a quasi-random point is proposed instead, which is logged
     and shown by ``diagnostics``.
 
     Args:
@@ -188,12 +188,21 @@ class AdditiveBO(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return a random value of a dimension that the model does not have."""
+        """Return a value, from TPE, of a dimension that the model does not have.
+
+        One that has no place in a cube is drawn at random.
+        """
         check_objectives(self, len(study.directions))
-        self._tell_once(study, param_name, param_distribution)
         seed = derive(self._key(), "independent", trial.number, param_name) % 2**32
-        random = RandomSampler(seed)
-        return random.sample_independent(study, trial, param_name, param_distribution)
+        reason = unsearchable(param_name, param_distribution)
+        if reason:
+            self._warn_once(study, param_name, f"drawn at random: {reason}")
+            sampler: BaseSampler = RandomSampler(seed)
+        else:
+            why = "not every trial with a value has it, with the same range."
+            self._warn_once(study, param_name, f"left to TPE, without the model: {why}")
+            sampler = TPESampler(n_startup_trials=max(1, self.n_startup), seed=seed)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def propose(
         self,
@@ -253,18 +262,14 @@ class AdditiveBO(BaseSampler):
             )
         return learned_structure(surrogate, cube, sign=_sign(study))
 
-    def _tell_once(self, study: optuna.Study, name: str, distribution: BaseDistribution) -> None:
-        """Log why a dimension is not in the model, when the others are searched by it."""
+    def _warn_once(self, study: optuna.Study, name: str, what: str) -> None:
+        """Log what happens to a dimension, when the others are searched by the model."""
         if (study.study_name, name) in self._told:
             return
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if len(ended) < max(1, self.n_startup):
-            return
-        self._told.add((study.study_name, name))
-        reason = unsearchable(name, distribution) or (
-            "not every trial with a value has it, with the same range."
-        )
-        _logger.warning("%r is drawn at random, without the model: %s", name, reason)
+        if len(ended) >= max(1, self.n_startup):
+            self._told.add((study.study_name, name))
+            _logger.warning("%r is %s", name, what)
 
     def _believed(self, study: optuna.Study) -> tuple[Observations, Surrogate | None, Cube]:
         check_objectives(self, len(study.directions))

@@ -185,7 +185,7 @@ def test_a_heavy_tail_is_compressed_and_a_plain_bowl_is_not() -> None:
 # Spaces that change
 
 
-def test_a_conditional_dimension_is_drawn_at_random_which_is_said_once(
+def test_a_conditional_dimension_is_left_to_tpe_which_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def objective(trial: optuna.Trial) -> float:
@@ -197,9 +197,24 @@ def test_a_conditional_dimension_is_drawn_at_random_which_is_said_once(
     study = optuna.create_study(sampler=hd.AdditiveBO(n_startup=4, seed=0))
     study.optimize(objective, n_trials=12)
     assert study.best_value < 0.1
-    assert [r.args for r in caplog.records if r.levelname == "WARNING"] == [
-        ("only_a", "not every trial with a value has it, with the same range.")
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "'only_a' is left to TPE, without the model: not every trial with a value has it, with the "
+        "same range."
     ]
+
+
+def test_conditional_dimensions_come_near_their_minimum() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        branch = trial.suggest_categorical("branch", ["a", "b"])
+        xs = [trial.suggest_float(f"{branch}{i}", 0, 1) for i in range(3)]
+        return sum((x - 0.3) ** 2 for x in xs) + (branch == "b")
+
+    study = optuna.create_study(sampler=hd.AdditiveBO(seed=0))
+    study.optimize(objective, n_trials=60)
+    tuned = [t for t in study.trials[30:] if t.params["branch"] == "a"]
+    assert len(tuned) > 15
+    misses = [abs(t.params[f"a{i}"] - 0.3) for t in tuned for i in range(3)]
+    assert sum(misses) / len(misses) < 0.2  # at random 0.29
 
 
 def test_a_dimension_that_is_too_fine_for_the_model_is_said(
@@ -208,7 +223,7 @@ def test_a_dimension_that_is_too_fine_for_the_model_is_said(
     study = optuna.create_study(sampler=hd.AdditiveBO(n_startup=2, seed=0))
     study.optimize(lambda t: t.suggest_int("n", 0, 2**62) * t.suggest_float("x", 0, 1), n_trials=4)
     (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert said.startswith("'n' is drawn at random, without the model: Int needs")
+    assert said.startswith("'n' is drawn at random: Int needs")
 
 
 def test_bounds_that_have_moved_keep_the_model(tmp_path: Path) -> None:
