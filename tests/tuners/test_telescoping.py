@@ -237,8 +237,11 @@ def test_processes_calibrate_draw_and_close() -> None:
     executor = hd.executors.Processes(devices=["cpu"], per_device=2, threads_per_worker=1)
     study.optimize(PROBLEM, n_trials=8, executor=executor, progress=False)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 10
-    assert kinds(study)[:2] == ["calibrate", "calibrate"]
-    assert kinds(study)[-2:] == ["evaluate", "evaluate"]
+    *own, second_last, last = kinds(study)
+    assert second_last == last == "evaluate"
+    calibrated = own.count("calibrate")  # once, if a worker starts when the other has calibrated
+    assert own == ["calibrate"] * calibrated + ["draw"] * (8 - calibrated)
+    assert calibrated in (1, 2)
 
 
 def test_every_chain_is_closed() -> None:
