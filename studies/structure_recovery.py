@@ -129,7 +129,7 @@ def _gibbs_chain(
 ) -> tuple[Partition, float]:
     prior, D, free = partition.Dirichlet(alpha=1.0), len(z), int(FREE * CYCLES)
     structure = groups_alone(z)
-    found = fit(data, structure, initial(data, structure, vectors=1), iterations=100)
+    found = fit(data, structure, initial(structure), iterations=100)
     visited: list[tuple[float, Partition, Fit]] = []
     for cycle in range(CYCLES):
         if cycle == free and visited:
@@ -148,7 +148,7 @@ def _gibbs_chain(
         for d in rng.permutation(D).tolist():
             z = gibbs(z, d, _capped(evidence, d, D if cycle < free else cap), rng)
         structure = groups_alone(z)
-        start = initial(data, structure, vectors=1)
+        start = initial(structure)
         equal = start.weights + total.log()
         found = fit(data, structure, type(start)(scales, equal, noise), iterations=30)
         visited.append((prior.log(partition.sizes(z)) - found.value, z, found))
@@ -173,7 +173,8 @@ def groups_alone(z: Partition) -> Structure:
     masks = torch.zeros(1, len(groups), len(z), dtype=torch.double)
     for g, group in enumerate(groups):
         masks[0, g, group] = 1
-    return Structure(masks, torch.zeros(len(groups), dtype=torch.long))
+    vector = torch.zeros(len(groups), dtype=torch.long)
+    return Structure(masks, vector, torch.zeros(len(z), dtype=torch.bool))
 
 
 def score(found: Partition, truth: Partition) -> tuple[float, float]:
@@ -221,8 +222,8 @@ def true_log_posterior(x: Tensor, y: Tensor, truth: Partition, name: str) -> flo
     if name == "ours":
         known = chains.fit(x, y, flags, structure=partition.groups(truth), seed=0)
         return known.best.log_posterior
-    data, structure = observe(x, y, flags), groups_alone(truth)
-    found = fit(data, structure, initial(data, structure, vectors=1), iterations=100)
+    structure = groups_alone(truth)
+    found = fit(observe(x, y, flags), structure, initial(structure), iterations=100)
     return partition.Dirichlet(alpha=1.0).log(partition.sizes(truth)) - found.value
 
 

@@ -157,9 +157,8 @@ def refit(x: Tensor, y: Tensor, state: Fitted) -> Fitted:
 
 def kernel_of(chain: Chain, categorical: Tensor) -> Kernel:
     """Return the kernel of one chain."""
-    return _structure(chain.partition, chain.parameters.scales).kernel(
-        chain.parameters, categorical
-    )[0]
+    structure = _structure(chain.partition, categorical, chain.parameters.scales)
+    return structure.kernel(chain.parameters)[0]
 
 
 def _learn(
@@ -202,9 +201,8 @@ def _advance(
 def _fit_from(data: Data, partition: Partition | None, before: Chain | None) -> Chain:
     """Return a chain at a partition, its hyperparameters fitted from those of the chain before."""
     D = data.x.shape[-1]
-    scales = data.E.new_zeros(1, 2, D + 1)
-    structure = _structure(partition, scales)
-    start = initial(data, structure, scales.shape[1]) if before is None else before.parameters
+    structure = _structure(partition, data.categorical, data.E)
+    start = initial(structure) if before is None else before.parameters
     found = fit_hyperparameters(
         data, structure, start, FIRST_ITERATIONS if before is None else ITERATIONS
     )
@@ -246,23 +244,27 @@ def _variances(chain: Chain) -> Tensor:
     return (chain.parameters.weights[0, 2:] - number)[labels]
 
 
-def _structure(partition: Partition | None, scales: Tensor) -> Structure:
-    """Return the structure of the full component, that of the radius, and the groups."""
-    D = scales.shape[-1] - 1
+def _structure(partition: Partition | None, categorical: Tensor, like: Tensor) -> Structure:
+    """Return the structure of the full component, that of the radius, and the groups.
+
+    Its masks have the precision and the device of the tensor `like`.
+    """
+    D = len(categorical)
     members = [list(range(D)), [D], *([] if partition is None else groups(partition))]
-    masks = scales.new_zeros(1, len(members), D + 1)
+    masks = like.new_zeros(1, len(members), D + 1)
     for g, group in enumerate(members):
         masks[0, g, group] = 1
-    vector = torch.tensor([0] + [1] * (len(members) - 1), device=scales.device)
-    return Structure(masks, vector, has_radius=True)
+    vector = torch.tensor([0] + [1] * (len(members) - 1), device=like.device)
+    return Structure(masks, vector, categorical)
 
 
 def _affinity(data: Data) -> Affinity:
     """Return which dimensions seem to interact, from a short fit without interactions."""
     D = data.x.shape[-1]
     masks = torch.eye(D, dtype=data.E.dtype, device=data.E.device)[None]
-    structure = Structure(masks, torch.zeros(D, dtype=torch.long, device=masks.device))
-    start = initial(data, structure, vectors=1)
+    vector = torch.zeros(D, dtype=torch.long, device=masks.device)
+    structure = Structure(masks, vector, data.categorical)
+    start = initial(structure)
     found = fit_hyperparameters(data, structure, start, ADDITIVE_ITERATIONS).parameters
     scales, weights, noise = found.scales[0, 0].exp(), found.weights[0].exp(), found.noise.exp()
     return affinity_of(interaction_scores(data, scales, weights, noise.item()))

@@ -88,9 +88,14 @@ class Structure:
     """``[b, G, D]``, 0 or 1; with the radius ``[b, G, D + 1]``, and so are scales."""
     vector: Tensor
     """``[G]``, the index of the scale vector that each component reads."""
+    categorical: Tensor
+    """``[D]``, bool."""
     family: Family = "matern52"
-    has_radius: bool = False
-    """Whether the last column is the radius."""
+
+    @property
+    def has_radius(self) -> bool:
+        """Whether the last column is the radius."""
+        return self.masks.shape[-1] > len(self.categorical)
 
     @property
     def real(self) -> Tensor:
@@ -107,7 +112,7 @@ class Structure:
         """The columns that all components but the first read, ``[b, G - 1, P]``."""
         return columns_read(self.masks[:, 1:])
 
-    @property
+    @cached_property
     def log_shares(self) -> Tensor:
         """The log of each component's typical share of the total variance, ``[b, G]``.
 
@@ -120,33 +125,34 @@ class Structure:
         alike = torch.where(whole > 0, wholes, others).clamp(min=1)
         return -math.log(2) * both - alike.log()
 
-    def typical_scales(self, vectors: int, categorical: Tensor) -> Tensor:
-        """Return c of each of so many vectors of scales, of the masks' width: ``[V, D]``."""
-        width, D = self.masks.shape[-1], len(categorical)
-        of_category = min(1.0, CATEGORIES / max(1, int(categorical.sum())))
+    @cached_property
+    def typical_scales(self) -> Tensor:
+        """The c of each vector of scales, of the masks' width: ``[V, D]``."""
+        width, D = self.masks.shape[-1], len(self.categorical)
+        of_category = min(1.0, CATEGORIES / max(1, int(self.categorical.sum())))
         in_whole = self.masks.new_ones(width)
-        in_whole[:D].masked_fill_(categorical, of_category)
-        c = self.masks.new_full((vectors, width), GROUP_SCALE)
+        in_whole[:D].masked_fill_(self.categorical, of_category)
+        c = self.masks.new_full((int(self.vector.max()) + 1, width), GROUP_SCALE)
         c[self.vector[self.whole.amax(0) > 0]] = in_whole
         return c
 
-    def kernel(self, parameters: Parameters, categorical: Tensor) -> Kernel:
+    def kernel(self, parameters: Parameters) -> Kernel:
         """Return the batch of kernels that have these hyperparameters."""
         return Kernel(
             masks=self.masks,
             scales=parameters.scales.exp()[:, self.vector],
             weights=self.real * parameters.weights.exp(),
             noise=parameters.noise.exp(),
-            categorical=categorical,
+            categorical=self.categorical,
             family=self.family,
         )
 
 
-def initial(data: Data, structure: Structure, vectors: int) -> Parameters:
+def initial(structure: Structure) -> Parameters:
     """Return the start of a fit: typical scales, weights that sum to 1, noise exp(-4)."""
     b, like = len(structure.masks), structure.masks
     return Parameters(
-        structure.typical_scales(vectors, data.categorical).log().repeat(b, 1, 1),
+        structure.typical_scales.log().repeat(b, 1, 1),
         structure.log_shares,
         like.new_full((b,), -4.0),
     )
@@ -160,7 +166,7 @@ def negative_log_posterior(
     L is in nats and complete but for the priors' constants; NaN where a matrix is beyond repair.
     """
     value, gradient = _likelihood(data, structure, parameters)
-    penalty, slope = _prior(data, structure, parameters)
+    penalty, slope = _prior(structure, parameters)
     total = Parameters(
         gradient.scales + slope.scales,
         gradient.weights + slope.weights,
@@ -257,13 +263,13 @@ def cholesky(K: Tensor) -> tuple[Tensor, Tensor]:
     return L, (info == 0) & L.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
 
 
-def _prior(data: Data, structure: Structure, parameters: Parameters) -> tuple[Tensor, Parameters]:
+def _prior(structure: Structure, parameters: Parameters) -> tuple[Tensor, Parameters]:
     """Return the priors' negative log density ``[b]``, without constants, and its gradient."""
     a, s2, real = parameters.scales.exp(), parameters.noise.exp(), structure.real
     w = real * parameters.weights.exp()
     total = w.sum(-1, keepdim=True)
     u = real * (parameters.weights - total.log() - structure.log_shares)
-    a_c = a / structure.typical_scales(a.shape[1], data.categorical)
+    a_c = a / structure.typical_scales
     value = (
         0.1 * (1 / a_c + a_c).sum((-2, -1))
         + (total - total.log()).squeeze(-1)

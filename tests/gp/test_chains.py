@@ -74,7 +74,7 @@ def test_the_log_posterior_is_that_of_the_partition_and_the_hyperparameters(
         assert chain.partition is not None
         kernel = kernel_of(chain, CONTINUOUS)
         vector = torch.tensor([0] + [1] * len(kernel.masks[1:]))
-        structure = Structure(kernel.masks[None], vector, has_radius=True)
+        structure = Structure(kernel.masks[None], vector, CONTINUOUS)
         value, _ = negative_log_posterior(data, structure, chain.parameters)
         prior = Multiplicity().log(sizes(chain.partition))
         assert chain.log_posterior == pytest.approx(prior - value.item(), rel=1e-9)

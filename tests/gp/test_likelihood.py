@@ -24,6 +24,7 @@ from hyperopt_dl.gp.likelihood import (
 GROUPS = [[0, 1, 2, 3], [1, 3], [0], [2]]
 RADIUS = 4
 """The column of the radius."""
+CATEGORICAL = [False, False, True, False]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -36,11 +37,13 @@ def observations(n: int = 12, copies: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     x[:, 2] = (3 * x[:, 2]).floor()
     x = torch.cat([x, x[:copies], x[: copies // 2]])
     y = torch.randn(len(x), generator=generator(1), dtype=torch.double)
-    return x, y, torch.tensor([False, False, True, False])
+    return x, y, torch.tensor(CATEGORICAL)
 
 
 def structure_of(
-    *partitions: list[list[int]], family: Family = "matern52", has_radius: bool = False
+    *partitions: list[list[int]],
+    family: Family = "matern52",
+    has_radius: bool = False,
 ) -> Structure:
     """A full component and groups; a partition with fewer groups than the first is padded."""
     width = 5 if has_radius else 4
@@ -49,11 +52,11 @@ def structure_of(
         for g, group in enumerate(groups):
             masks[b, g, group] = 1
     vector = torch.tensor([0] + [1] * (len(partitions[0]) - 1))
-    return Structure(masks, vector, family, has_radius)
+    return Structure(masks, vector, torch.tensor(CATEGORICAL), family)
 
 
 def parameters_of(structure: Structure, seed: int = 2) -> Parameters:
-    start = initial(observe(*observations()), structure, vectors=2)
+    start = initial(structure)
     flat = start.flat()
     return start.like(flat + torch.randn(flat.shape, generator=generator(seed), dtype=torch.double))
 
@@ -73,7 +76,7 @@ def log_prior(structure: Structure, parameters: Parameters) -> Tensor:
 
 def dense(x: Tensor, y: Tensor, flags: Tensor, structure: Structure, p: Parameters) -> Tensor:
     """The negative log posterior of one kernel from the matrix of all observations."""
-    kernel = structure.kernel(p, flags)[0]
+    kernel = structure.kernel(p)[0]
     K = kernel(x, x) + kernel.noise * torch.eye(len(y), dtype=y.dtype)
     quadratic = y @ torch.linalg.solve(K, y)
     value: Tensor = 0.5 * (quadratic + torch.logdet(2 * math.pi * K)) - log_prior(structure, p)
@@ -98,7 +101,7 @@ def test_the_likelihood_is_scipys() -> None:
     x, y, flags = observations()
     structure = structure_of(GROUPS)
     parameters = parameters_of(structure)
-    kernel = structure.kernel(parameters, flags)[0]
+    kernel = structure.kernel(parameters)[0]
     K = (kernel(x, x) + kernel.noise * torch.eye(12)).numpy()
     wanted = -multivariate_normal(np.zeros(12), K).logpdf(y.numpy())
     value, _ = negative_log_posterior(observe(x, y, flags), structure, parameters)
@@ -160,7 +163,7 @@ def test_reordering_the_dimensions_changes_nothing() -> None:
     order = torch.tensor([2, 0, 3, 1])
     structure = structure_of(GROUPS)
     p = parameters_of(structure)
-    moved = Structure(structure.masks[..., order], structure.vector)
+    moved = Structure(structure.masks[..., order], structure.vector, flags[order])
     p_moved = Parameters(p.scales[..., order], p.weights, p.noise)
     value, _ = negative_log_posterior(observe(x, y, flags), structure, p)
     again, _ = negative_log_posterior(observe(x[:, order], y, flags[order]), moved, p_moved)
@@ -213,7 +216,7 @@ def drawn_data(n: int = 40) -> Data:
 
 def test_a_fit_reaches_a_stationary_point_no_worse_than_adams() -> None:
     data, structure = drawn_data(), structure_of(GROUPS)
-    start = initial(data, structure, vectors=2)
+    start = initial(structure)
     found = fit(data, structure, start, iterations=500)
     flat = torch.nn.Parameter(start.flat())
     adam = torch.optim.Adam([flat], lr=0.05)
@@ -234,11 +237,9 @@ def test_many_categories_share_what_few_have_in_the_component_of_all_dimensions(
 ) -> None:
     D = categories + 3
     flags = torch.arange(D) < categories
-    x = torch.rand(5, D, generator=generator(5), dtype=torch.double)
-    data = observe(x.where(~flags, x.round()), x[:, -1], flags)
     masks = torch.ones(1, 2, D, dtype=torch.double)
     masks[0, 1, 2:] = 0
-    start = initial(data, Structure(masks, torch.tensor([0, 1])), vectors=2)
+    start = initial(Structure(masks, torch.tensor([0, 1]), flags))
     whole, group = start.scales[0].exp()
     torch.testing.assert_close(whole[:categories], torch.full((categories,), typical).double())
     torch.testing.assert_close(whole[categories:], torch.ones(3).double())
@@ -247,7 +248,7 @@ def test_many_categories_share_what_few_have_in_the_component_of_all_dimensions(
 
 def test_a_warm_start_at_the_optimum_stays_there() -> None:
     data, structure = drawn_data(), structure_of(GROUPS)
-    once = fit(data, structure, initial(data, structure, vectors=2), iterations=500)
+    once = fit(data, structure, initial(structure), iterations=500)
     twice = fit(data, structure, once.parameters, iterations=5)
     assert once.value - 0.01 <= twice.value <= once.value
 
@@ -256,7 +257,7 @@ def test_a_fit_keeps_to_its_bounds_and_never_gets_worse() -> None:
     x = torch.rand(30, 4, generator=generator(5), dtype=torch.double)
     data = observe(x, x[:, 0] - x[:, 0].mean(), torch.zeros(4, dtype=torch.bool))
     structure = structure_of(GROUPS)
-    start = initial(data, structure, vectors=2)
+    start = initial(structure)
     before, _ = negative_log_posterior(data, structure, start)
     found = fit(data, structure, start, iterations=200)
     assert found.value < before.item()
@@ -267,7 +268,7 @@ def test_a_fit_to_what_is_no_number_returns_its_start_and_says_so() -> None:
     data = observe(*observations())
     broken = Data(data.x, data.y * math.nan, *list(vars(data).values())[2:])
     structure = structure_of(GROUPS)
-    start = initial(data, structure, vectors=2)
+    start = initial(structure)
     found = fit(broken, structure, start, iterations=5)
     assert not found.sound
     assert found.value == math.inf
