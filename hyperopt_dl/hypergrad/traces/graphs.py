@@ -24,10 +24,10 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from hyperopt_dl.hypergrad.traces.aliases import dependent_on, draws, memory_of, name_of, written_by
 from hyperopt_dl.hypergrad.traces.program import Program, program, replay
+from hyperopt_dl.hypergrad.traces.recording import record
 from hyperopt_dl.hypergrad.traces.row_pulls import RowPulls
 from hyperopt_dl.hypergrad.traces.simplify import simplify
 
@@ -115,14 +115,14 @@ def trace(joint: Joint, u: Tensor, x: Tensor, tensors: Tensors) -> Graphs:
     """
     # Modes are local to a thread, and on a GPU the backward pass runs in one of its own.
     with torch.autograd.set_multithreading_enabled(False):
-        return split(make_fx(joint)(u, x, *tensors))
+        return split(*record(joint, u, x, *tensors))
 
 
-def split(joint: fx.GraphModule) -> Graphs:
-    """Divide the trace of J."""
-    _drop_same(joint.graph)
-    simplify(joint.graph)
-    *nodes, output = joint.graph.nodes
+def split(root: torch.nn.Module, joint: fx.Graph) -> Graphs:
+    """Divide the trace of J, whose constants the root holds."""
+    _drop_same(joint)
+    simplify(joint)
+    *nodes, output = joint.nodes
     u, *inputs = (node for node in nodes if node.op == "placeholder")
     first, second = output.args[0]
     memory = memory_of(nodes)
@@ -135,12 +135,12 @@ def split(joint: fx.GraphModule) -> Graphs:
     _check_order(nodes, set(early), set(late), memory)
     read = {*second, *(argument for node in late for argument in node.all_input_nodes)}
     saved = [node for node in early if node in read]
-    B = program(joint, late, (u, *saved), second)
+    B = program(root, late, (u, *saved), second)
     return Graphs(
-        G=program(joint, early, inputs, first),
-        A=program(joint, early, inputs, (*first, *saved)),
+        G=program(root, early, inputs, first),
+        A=program(root, early, inputs, (*first, *saved)),
         B=B,
-        H=program(joint, both, (u, *inputs), second),
+        H=program(root, both, (u, *inputs), second),
         rows=RowPulls(B),
         outputs=len(first),
         draws=any(map(draws, early)),

@@ -8,11 +8,11 @@ Letters: u an adjoint of the gradient, a row; Hu its product with the Hessian; m
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from hyperopt_dl.hypergrad.traces.agreement import close, copied
 from hyperopt_dl.hypergrad.traces.over_rows import over_rows
 from hyperopt_dl.hypergrad.traces.program import Program, program, replay
+from hyperopt_dl.hypergrad.traces.recording import record
 from hyperopt_dl.hypergrad.traces.simplify import simplify
 
 MOST = 16
@@ -71,11 +71,13 @@ class RowPulls:
 def _traced(one: Program, rows: Tensor, saved: tuple[Tensor, ...]) -> Program:
     graph, device = one.graph(), rows.device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):  # the graph has the casts in it
-        traced = make_fx(lambda rows, *saved: over_rows(graph, rows, *saved)[0])(
-            copied(rows), *map(copied, saved)
+        root, traced = record(
+            lambda rows, *saved: over_rows(graph, rows, *saved)[0],
+            copied(rows),
+            *map(copied, saved),
         )
-    traced.graph.eliminate_dead_code()
-    simplify(traced.graph)
-    *nodes, output = traced.graph.nodes
+    traced.eliminate_dead_code()
+    simplify(traced)
+    *nodes, output = traced.nodes
     inputs = [node for node in nodes if node.op == "placeholder"]
-    return program(traced, nodes, inputs, [output.args[0]])
+    return program(root, nodes, inputs, [output.args[0]])

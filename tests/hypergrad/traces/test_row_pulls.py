@@ -75,7 +75,7 @@ def test_a_graph_is_made_once_for_each_number_of_rows(monkeypatch: pytest.Monkey
     saved, p = linearized(build("relu"))
     for m in (2, 4):
         saved.pull_rows(some_rows(m, p))
-    monkeypatch.setattr(row_pulls, "make_fx", None)
+    monkeypatch.setattr(row_pulls, "record", None)
     for m in (2, 4):
         rows = 2 * some_rows(m, p)
         expected = one_by_one(saved, rows)
