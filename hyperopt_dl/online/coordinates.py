@@ -150,6 +150,28 @@ def continuous(name: str, dimension: object) -> Float:
     return dimension
 
 
+def check_start(coordinate: Coordinate, group: Group, number: int) -> None:
+    """Raise unless an option of a group can be where a coordinate starts.
+
+    Raises:
+        TrainingError: It is a tensor.
+        SpaceError: It is outside of the dimension.
+    """
+    name = coordinate.option
+    raw = options_of(group)[name]
+    if isinstance(raw, torch.Tensor):
+        raise TrainingError(
+            f"{coordinate.name!r} must be a plain number in group {number} of the optimizer, got a "
+            f"tensor. Give the optimizer a float."
+        )
+    value = group["initial_lr"] if name == "lr" and "initial_lr" in group else raw
+    if not coordinate.dimension.contains(value):
+        raise SpaceError(
+            f"{coordinate.name!r} must start inside {coordinate.dimension!r}, got {value!r} in "
+            f"group {number} of the optimizer. Widen the bounds, or start elsewhere."
+        )
+
+
 def _in_loss(name: str, dimension: object, tensor: Tensor, rule: Rule) -> Coordinate:
     if re.split(r"[@\[]", name)[0] in (*rule.options, "betas"):
         raise TrainingError(
@@ -176,7 +198,7 @@ def _coordinate(name: str, dimension: Float, groups: Sequence[Group], rule: Rule
         )
     coordinate = Coordinate(name, option, tuple(numbers), dimension)
     for member in numbers:
-        _check_start(coordinate, groups[member], member)
+        check_start(coordinate, groups[member], member)
     return coordinate
 
 
@@ -188,22 +210,6 @@ def _check_dimension(name: str, option: str, dimension: object, rule: Rule) -> N
         raise SpaceError(
             f"{name!r} needs low > 0, got {dimension!r}: torch keeps no buffer at momentum 0, and "
             f"no derivative leads away from there. Start at a small positive number."
-        )
-
-
-def _check_start(coordinate: Coordinate, group: Group, number: int) -> None:
-    name = coordinate.option
-    raw = options_of(group)[name]
-    if isinstance(raw, torch.Tensor):
-        raise TrainingError(
-            f"{coordinate.name!r} must be a plain number in group {number} of the optimizer, got a "
-            f"tensor. Give the optimizer a float."
-        )
-    value = group["initial_lr"] if name == "lr" and "initial_lr" in group else raw
-    if not coordinate.dimension.contains(value):
-        raise SpaceError(
-            f"{coordinate.name!r} must start inside {coordinate.dimension!r}, got {value!r} in "
-            f"group {number} of the optimizer. Widen the bounds, or start elsewhere."
         )
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
 from hyperopt_dl.online.kept import from_list, to_list
+from hyperopt_dl.online.layout import called
 from hyperopt_dl.online.rates import Rates, lr_of
+from hyperopt_dl.online.turns import Turns
 from hyperopt_dl.optimizers.options import FRACTION, NON_NEGATIVE
 
 
@@ -23,7 +25,8 @@ class DeltaBarDelta:
     """Move the learning rate of each parameter group before each step, by the sign of ``δ̄ · δ``.
 
     Call ``tuner.step()`` between ``loss.backward()`` and ``optimizer.step()``. It works with every
-    optimizer, and costs a copy of the gradient. A gradient that is not finite moves nothing.
+    optimizer, and costs a copy of the gradient. A gradient that is not finite moves nothing, and is
+    none of those in the mean. With a ``GradScaler``, call ``scaler.unscale_(optimizer)`` first.
 
     Args:
         optimizer: Any optimizer with learning rates.
@@ -57,18 +60,22 @@ class DeltaBarDelta:
         self.kappa, self.phi, self.theta = kappa, phi, theta
         self.steps = 0
         self.history: list[Move] = []
-        self._rates = Rates(optimizer)
+        self._turns = Turns(optimizer)
+        self._rates = Rates(optimizer, self._before_step)
         self._mean: dict[Tensor, Tensor] = {}
 
     def step(self) -> None:
         """Move the rates for the step that the optimizer is about to make.
 
         Raises:
-            TrainingError: Another tuner has been made for the optimizer since.
+            TrainingError: Another tuner has been made for the optimizer since; there are no new
+                gradients, or they are scaled; or the tuner has moved for this step already.
         """
         self._rates.check_in_use()
+        self._turns.see()
         self.steps += 1
         gradients, values = {}, {}
+        moved = False
         for number, group in enumerate(self.optimizer.param_groups):
             agreement = self._agreement(group["params"])
             before = self._rates.base(number)
@@ -76,7 +83,9 @@ class DeltaBarDelta:
                 self._rates.set_base(number, before + self.kappa)
             elif agreement < 0:
                 self._rates.set_base(number, before * (1 - self.phi))
+            moved = moved or agreement != 0
             gradients[lr_of(number)], values[lr_of(number)] = -agreement, self._rates.base(number)
+        self._turns.moved(moved)
         self.history.append(Move(self.steps, gradients, values))
 
     def get_last_lr(self) -> list[float]:
@@ -107,17 +116,30 @@ class DeltaBarDelta:
         self._rates.scales = list(state["scales"])
         self._mean = from_list(state["mean"], self.optimizer)
 
+    def _before_step(self) -> None:
+        self._turns.make()
+
     def _agreement(self, params: list[Tensor]) -> float:
         """Return ``δ̄ · δ``, 0 at the first step and where it is not finite; and update δ̄."""
-        products = []
+        products, means = [], {}
         for param in params:
-            if param.grad is None:
+            g = param.grad
+            if g is None:
                 continue
-            if param in self._mean:
-                mean = self._mean[param]
-                products.append((mean * param.grad).sum())
-                self._mean[param] = torch.lerp(param.grad, mean, self.theta)
-            else:
-                self._mean[param] = param.grad.clone()
+            if param not in self._mean:
+                products.append((0 * g).sum())
+                means[param] = g.clone()
+                continue
+            mean = self._mean[param].to(g)
+            if mean.shape != g.shape:
+                raise TrainingError(
+                    f"A parameter must keep its shape, got {called(self.optimizer, param)}, which "
+                    f"had shape {tuple(mean.shape)} before. Make optimizer and tuner anew."
+                )
+            products.append((mean * g).sum())
+            means[param] = torch.lerp(g, mean, self.theta)
         agreement = float(torch.stack(products).sum()) if products else 0.0
-        return agreement if math.isfinite(agreement) else 0.0
+        if not math.isfinite(agreement):
+            return 0.0
+        self._mean |= means
+        return agreement

@@ -8,7 +8,9 @@ optimizer step in its state and in the hyperparameters. The hypergradient of a v
 Letters: Z tangents, E validation loss, m coordinates, p parameters of a group.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,17 +18,29 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.block import Block
-from hyperopt_dl.online.coordinates import Coordinate, coordinates_of, read, write
+from hyperopt_dl.online.coordinates import coordinates_of
 from hyperopt_dl.online.course import Course, check_numbers, check_processes
 from hyperopt_dl.online.discount import Discount, Discounts
+from hyperopt_dl.online.fingerprints import due
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
+from hyperopt_dl.online.hooks import check_no_later_hooks, edited, silenced
 from hyperopt_dl.online.in_loss import InLoss, check_in_loss
-from hyperopt_dl.online.products import checked, gradient, product
+from hyperopt_dl.online.layout import Layout, called
+from hyperopt_dl.online.probes import (
+    must_be_symmetric,
+    must_be_the_derivative,
+    must_be_twice_differentiable,
+    no_edits,
+)
+from hyperopt_dl.online.products import Parts, checked, gradient, product, says_nothing, vanishes
 from hyperopt_dl.online.rates import Rates
 from hyperopt_dl.online.rules import options_of, rule_of
+from hyperopt_dl.online.scaler import by_scaler
 from hyperopt_dl.online.snapshot import Snapshot, put_back, taken
 from hyperopt_dl.online.tuned_run import TunedRun
+from hyperopt_dl.online.values import Values
+from hyperopt_dl.online.weights import Weights
 from hyperopt_dl.space import Float
 from hyperopt_dl.training import HParams, Training
 
@@ -126,9 +140,13 @@ class ForwardTuner:
         ]
         self._params = [param for block in self._blocks for param in block.params]
         self._gradients = Gradients(self._params)
-        self._start: Snapshot | None = taken(optimizer) if hyper_lr else None
-        self._good = self._start
-        self._rates = Rates(optimizer, self._before_step)
+        self._start: Snapshot | None = None
+        self._good: Snapshot | None = None
+        self._probed = self._begun = False
+        self._moved_at = 0
+        self._layout, self._weights = Layout(optimizer), Weights(optimizer)
+        self._rates = Rates(optimizer, self._before_step, self._after_step)
+        self._values = Values(optimizer, self.coordinates, self._rates)
 
     @classmethod
     def from_training(
@@ -175,18 +193,45 @@ class ForwardTuner:
                 since the last call.
         """
         self._rates.check_in_use()
+        self._layout.check()
+        if self.discount != 0:
+            self._weights.check(_TO_WRITE)
         value = checked(loss)
-        first = not self._course.begun
+        if self.hyper_lr and self._start is None:
+            self._start = self._good = taken(self.optimizer)
+        if not math.isfinite(value) and says_nothing(loss, self._trained()):
+            self._fill_with_nothing(loss)
+            return
         if self._course.explodes(value):
             self._fall_back(f"a training loss of {value:g}")
         elif self.discount == 0:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            if first:
-                self._gradients.check_leaves(loss, self._in_loss.tensors)
-            self._carry(loss, first)
-        if first:
+            self._carry(loss)
+        if not self._begun:
             self._course.begin([param.grad for param in self._params])
+            self._begun = True
+
+    def check(self, closure: Callable[[], Tensor]) -> None:
+        """Raise unless the second derivatives of a training loss are those of its gradients.
+
+        What a loss takes for a constant, by a ``detach()`` say, does not show in its graph, so
+        ``backward`` cannot see it. Here the loss is computed again, at weights a little further
+        along a random direction. Call it once before training; the weights stay as they are.
+
+        Args:
+            closure: Returns the training loss on one batch, the same at each call, and does nothing
+                else; it is called eleven times, BatchNorm's statistics notice.
+
+        Raises:
+            TrainingError: They are not, with the likely reasons; or the loss is another one the
+                second time.
+        """
+        self._layout.check()
+        self._weights.check(_TO_WRITE)
+        with silenced(self._params):
+            must_be_the_derivative(closure, self._params)
+        self._weights.mark_again()
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Do what ``torch.nn.utils.clip_grad_norm_`` does, and carry the tangents through it.
@@ -215,12 +260,24 @@ class ForwardTuner:
             validation_loss: At the present weights, on data that is neither trained nor tested on.
 
         Raises:
-            TrainingError: The loss is no number with a graph.
+            TrainingError: The loss is no number with a graph; or there was no ``optimizer.step()``
+                since the last call, or another write to the weights or to what is tuned.
         """
         self._rates.check_in_use()
+        self._layout.check()
+        self._weights.check(_TO_VALIDATE)
         value = checked(validation_loss)
+        if self._course.steps and self._moved_at == self.steps:
+            raise TrainingError(
+                f"step() must be called at most once after each optimizer.step(), which gives it a "
+                f"derivative to move along, got a second call after step {self.steps}. With "
+                f"gradients of several batches to a step, count tuner.steps and not batches."
+            )
         e = gradient(validation_loss, [*self._params, *self._in_loss.tensors], graph=False)
+        if not math.isfinite(value) and vanishes(e):
+            return
         h = self._hypergradient(e)
+        self._moved_at = self.steps
         if self._course.lost(value, h, e):
             self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}", value)
         elif self._course.steps:
@@ -247,6 +304,7 @@ class ForwardTuner:
         return {
             "names": [coordinate.name for coordinate in self.coordinates],
             "steps": self.steps,
+            "moved_at": self._moved_at,
             "tangents": [dict(block.dot) for block in self._blocks],
             "discounts": list(self._discounts.state),
             "scales": list(self._rates.scales),
@@ -273,6 +331,10 @@ class ForwardTuner:
             )
         self.steps = state["steps"]
         self._course.load_state_dict(state["course"])
+        self._begun = self._course.begun
+        self._moved_at = state["moved_at"]
+        self._weights.accept()
+        self._values.accept()
         self._rates.scales = list(state["scales"])
         self._in_loss.load(state["in_loss"])
         self._discounts.state = list(state["discounts"])
@@ -284,35 +346,85 @@ class ForwardTuner:
                 Snapshot(*kept).to(self.optimizer) for kept in state["snapshots"]
             )
 
-    def _carry(self, loss: Tensor, first: bool) -> None:
-        """Fill ``.grad`` and gather the tangents of what was filled in."""
-        g = gradient(loss, [*self._params, *self._in_loss.tensors], graph=True)
-        own, beside = g[: len(self._params)], g[len(self._params) :]
-        if first:
-            self._in_loss.check_read(beside)
-        for block, stale in zip(self._blocks, self._split(self._gradients.add(own)), strict=True):
+    def _trained(self) -> list[Tensor]:
+        return [param for param in self._params if param.requires_grad]
+
+    def _fill_with_nothing(self, loss: Tensor) -> None:
+        """Fill ``.grad`` with a gradient of zeros, whose tangents are zero."""
+        if self.discount == 0:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
+        g = gradient(loss, self._params, graph=False)
+        for block, stale in zip(self._blocks, self._split(self._gradients.add(g)), strict=True):
             block.begin(stale)
+            for row in range(len(self.coordinates)):
+                block.gather(row, [None] * len(block.params))
+
+    def _carry(self, loss: Tensor) -> None:
+        """Fill ``.grad`` and gather the tangents of what was filled in."""
+        hooked = [param for param in self._params if param._backward_hooks]
+        with silenced(hooked):
+            g = self._gradient(loss)
+        own, beside = list(g[: len(self._params)]), g[len(self._params) :]
+        if not self._probed:
+            self._in_loss.check_read(beside)
+            self._probed = True
+        edits = {
+            i: edit
+            for i, (param, part) in enumerate(zip(self._params, own, strict=True))
+            if param._backward_hooks and part is not None
+            if (edit := edited(param, part, called(self.optimizer, param)))
+        }
+        filled = [edits[i].g if i in edits else part for i, part in enumerate(own)]
+        stale = self._gradients.add(filled, watched=due(self.steps, "gradients"))
+        for block, is_stale in zip(self._blocks, self._split(stale), strict=True):
+            block.begin(is_stale)
         m = len(self.coordinates)
         for row, (mu, _) in enumerate(self._discounts.state):
             z = [view for block in self._blocks for view in block.along(row, mu)]
-            found = product(g, self._params, [*z, *self._in_loss.along(row)], last=row == m - 1)
+            with silenced(hooked):
+                Hz = product(g, self._params, [*z, *self._in_loss.along(row)], last=row == m - 1)
+            found = [
+                edits[i].along(part) if i in edits and part is not None else part
+                for i, part in enumerate(Hz)
+            ]
             for block, parts in zip(self._blocks, self._split(found), strict=True):
                 block.gather(row, parts)
 
+    def _gradient(self, loss: Tensor) -> Parts:
+        """Return the gradient with its graph, looked at at the first step and some later ones."""
+        look = not self._probed or due(self.steps, "symmetry", first=1)
+        if look:
+            self._gradients.check_leaves(loss, self._in_loss.tensors)
+            check_no_later_hooks(self._params, lambda param: called(self.optimizer, param))
+            must_be_twice_differentiable(loss)
+        with no_edits() if look else nullcontext():
+            g = gradient(loss, [*self._params, *self._in_loss.tensors], graph=True)
+        if look:
+            must_be_symmetric(loss, g[: len(self._params)], self._params, self.steps)
+        return g
+
     def _before_step(self) -> None:
         """Carry the tangents through the step that the optimizer is about to make."""
-        self.steps += 1
-        groups = self.optimizer.param_groups
-        if len(groups) != len(self._blocks):
+        if by_scaler(self.optimizer):
             raise TrainingError(
-                f"The optimizer must keep the {len(self._blocks)} parameter groups that it had, "
-                f"got {len(groups)}. Make a new ForwardTuner after add_param_group."
+                "ForwardTuner needs steps with the very gradients of tuner.backward(), got one "
+                "made by a GradScaler. Leave the scaler out: torch.autocast with torch.bfloat16 "
+                "needs none. HypergradientDescent works beside one."
             )
+        self._layout.check()
+        self._values.check()
+        self._in_loss.check()
+        if self.discount != 0:
+            self._weights.check(_TO_WRITE)
+        groups = self.optimizer.param_groups
         grads = [param.grad for group in groups for param in group["params"]]
         if all(grad is None for grad in grads):
+            self.steps += 1
             return
         if self.discount != 0:  # the tangents of one step are right for any gradient
             self._gradients.check(grads)
+        self.steps += 1
         self._discounts.see([[param.grad for param in block.params] for block in self._blocks])
         for number, (group, block) in enumerate(zip(groups, self._blocks, strict=True)):
             seeds = self._seeds(number)
@@ -320,21 +432,19 @@ class ForwardTuner:
             block.advance(self.optimizer.state, options, seeds, self._discounts.factor)
         self._course.steps += 1
 
+    def _after_step(self) -> None:
+        self._weights.mark(self.steps)
+
     def _seeds(self, number: int) -> dict[str, list[tuple[int, float]]]:
         """Return which coordinate moves which option of a group, and how fast."""
         seeds = {}
         for row, coordinate in enumerate(self.coordinates):
             if number in coordinate.groups:
-                slope = coordinate.slope(self._value(coordinate, number))
+                slope = coordinate.slope(self._values.value(coordinate, number))
                 if coordinate.option == "lr":
                     slope *= self._rates.schedule(number)
                 seeds[coordinate.option] = [(row, slope)]
         return seeds
-
-    def _value(self, coordinate: Coordinate, number: int) -> float:
-        if coordinate.option == "lr":
-            return self._rates.base(number)
-        return read(self.optimizer.param_groups[number], coordinate.option)
 
     def _hypergradient(self, e: Sequence[Tensor | None]) -> list[float]:
         total = torch.zeros(len(self.coordinates), dtype=torch.double)
@@ -344,17 +454,8 @@ class ForwardTuner:
         return total.tolist()
 
     def _move(self, by: Sequence[float]) -> None:
+        self._values.move(by)
         self._in_loss.move(by)
-        for coordinate, step in zip(self.coordinates, by, strict=True):
-            for number in coordinate.groups:
-                value = self._value(coordinate, number)
-                moved = coordinate.moved(value, step)
-                if moved == value:
-                    continue
-                if coordinate.option == "lr":
-                    self._rates.set_base(number, moved)
-                else:
-                    write(self.optimizer.param_groups[number], coordinate.option, moved)
 
     def _fall_back(self, why: str, loss: float | None = None) -> None:
         """Put the last good weights back and lower the tuned learning rates."""
@@ -370,6 +471,7 @@ class ForwardTuner:
             self._good = self._start
         assert self._good is not None
         put_back(self._good, self.optimizer)
+        self._weights.accept()
         self._gradients.mark()
         for block in self._blocks:
             block.reset()
@@ -381,7 +483,7 @@ class ForwardTuner:
         gradients = {} if h is None else {
             c.name: part for c, part in zip(self.coordinates, h, strict=True)
         }  # fmt: skip
-        values = {c.name: self._value(c, c.groups[0]) for c in self.coordinates if c.groups}
+        values = {c.name: self._values.value(c, c.groups[0]) for c in self.coordinates if c.groups}
         values |= self._in_loss.values()
         self.history.append(Move(self.steps, gradients, values, restored=h is None, loss=loss))
 
@@ -393,3 +495,14 @@ class ForwardTuner:
             split.append(parts[begin:end])
             begin = end
         return split
+
+
+_TO_WRITE = (
+    "Do it by an option of the optimizer, as weight_decay, or in the loss; keep averages in a copy "
+    "of the model; and after weights were loaded, make a new tuner, whose tangents begin at zero. "
+    "With discount=0 writes after tuner.step() do no harm."
+)
+_TO_VALIDATE = (
+    "Give tuner.step() the loss at the weights that the step has left, before they are clipped or "
+    "swapped for an average, and after other weights were loaded make a new tuner."
+)

@@ -2,7 +2,7 @@
 
 The tangents of the gradient are right for the gradient that was put into ``.grad``, and for no
 other. So whoever changes it between ``backward`` and ``optimizer.step()`` is found out: a tensor
-counts the writes to it.
+counts the writes to it, and for those that do not count its numbers are looked at, at some steps.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.online.fingerprints import Fingerprint, alike, fingerprint
 from hyperopt_dl.online.products import Parts, outsiders
 
 
 class _Mark(NamedTuple):
     grad: Tensor
     version: int
+    fingerprint: Fingerprint | None
 
 
 class Gradients:
@@ -30,7 +32,7 @@ class Gradients:
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = params
         self._marks: list[_Mark | None] = [None] * len(params)
-        self._fresh = False
+        self._fresh = self._watched = False
 
     def check_leaves(self, loss: Tensor, known: Sequence[Tensor]) -> None:
         """Raise a TrainingError where the loss has leaves beside the parameters and ``known``."""
@@ -41,8 +43,12 @@ class Gradients:
                 f"{others[:3]}. Give them to the optimizer too, or set requires_grad_(False)."
             )
 
-    def add(self, g: Parts) -> list[bool]:
+    def add(self, g: Parts, *, watched: bool = False) -> list[bool]:
         """Add to ``.grad`` as ``backward()`` does; None where there is nothing to add.
+
+        Args:
+            g: What is added.
+            watched: Whether the numbers are to be looked at, too, until the step.
 
         Returns:
             For each parameter, whether it had no gradient before, so that what was gathered for it
@@ -68,6 +74,7 @@ class Gradients:
                         param.grad = part.detach().clone()
                     else:
                         grad += part
+        self._watched = watched
         self.mark()
         self._fresh = True
         return stale
@@ -75,7 +82,12 @@ class Gradients:
     def mark(self) -> None:
         """Take the gradients as they are now for right."""
         grads = [param.grad for param in self._params]
-        self._marks = [None if grad is None else _Mark(grad, grad._version) for grad in grads]
+        self._marks = [
+            None
+            if grad is None
+            else _Mark(grad, grad._version, fingerprint(grad) if self._watched else None)
+            for grad in grads
+        ]
 
     def check(self, grads: Sequence[Tensor | None]) -> None:
         """Check the gradients that an optimizer is about to step with, and hold them for used.
@@ -107,7 +119,9 @@ def _count(grads: Sequence[Tensor | None]) -> int:
 
 
 def _untouched(grad: Tensor, mark: _Mark | None) -> bool:
-    return mark is not None and grad is mark.grad and grad._version == mark.version
+    if mark is None or grad is not mark.grad or grad._version != mark.version:
+        return False
+    return mark.fingerprint is None or alike([mark.fingerprint], [fingerprint(grad)])
 
 
 def _changed() -> TrainingError:

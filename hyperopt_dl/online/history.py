@@ -81,6 +81,7 @@ def figure(history: Sequence[Move], *, log: Mapping[str, bool]) -> Any:
             (name, history, {"mode": "lines"}),
             ("weights put back", back, {"mode": "markers", "marker": {"symbol": "x"}}),
         ):
+            moves = [move for move in moves if name in move.values]  # a group may come later
             trace = graph_objects.Scatter(
                 x=[move.step for move in moves],
                 y=[move.values[name] for move in moves],

@@ -33,6 +33,7 @@ class InLoss:
         self._rows = [row for row, c in enumerate(coordinates) if c.name in tensors]
         self._coordinates = [coordinates[row] for row in self._rows]
         self.tensors = [tensors[c.name] for c in self._coordinates]
+        self._left: list[int] | None = None
 
     def along(self, row: int) -> list[Tensor | None]:
         """Return dρ/du of each tensor, for the coordinate u of a row; None for 0."""
@@ -47,11 +48,26 @@ class InLoss:
             if part is not None:
                 h[row] += self._slope(i) * float(part)
 
+    def check(self) -> None:
+        """Raise a TrainingError where somebody else has written to a tensor since the last call."""
+        versions = [tensor._version for tensor in self.tensors]
+        for c, version, left in zip(
+            self._coordinates, versions, self._left or versions, strict=True
+        ):
+            if version != left:
+                raise TrainingError(
+                    f"What is tuned must be moved by the tuner alone, got another write to the "
+                    f"tensor {c.name!r}. Leave {c.name!r} out of tune, or make a new tuner."
+                )
+        self._left = versions
+
     def move(self, by: Sequence[float]) -> None:
         """Move the tensors, by one number a coordinate, of whatever kind."""
+        self.check()
         with torch.no_grad():
             for row, c, tensor in zip(self._rows, self._coordinates, self.tensors, strict=True):
                 tensor.fill_(c.moved(float(tensor), by[row]))
+        self._left = [tensor._version for tensor in self.tensors]
 
     def values(self) -> dict[str, float]:
         """Return the values by name."""
@@ -63,6 +79,7 @@ class InLoss:
         with torch.no_grad():
             for coordinate, tensor in zip(self._coordinates, self.tensors, strict=True):
                 tensor.fill_(values[coordinate.name])
+        self._left = None
 
     def check_read(self, g: Sequence[Tensor | None]) -> None:
         """Raise a TrainingError where the loss does not depend on a tensor, g = dL/dρ."""

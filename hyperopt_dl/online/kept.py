@@ -14,7 +14,9 @@ def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
-def to_list(kept: Mapping[Tensor, Tensor], optimizer: torch.optim.Optimizer) -> list[Tensor | None]:
+def to_list(
+    kept: Mapping[Tensor, Tensor | None], optimizer: torch.optim.Optimizer
+) -> list[Tensor | None]:
     """Return what is kept, one entry a parameter."""
     return [kept.get(param) for param in params_of(optimizer)]
 

@@ -84,6 +84,20 @@ def product(g: Parts, params: Sequence[Tensor], z: Sequence[Tensor | None], *, l
         raise
 
 
+def says_nothing(loss: Tensor, params: Sequence[Tensor]) -> bool:
+    """Return whether the gradient of a loss is there and zero, as where all targets are ignored.
+
+    The graph is kept. Such a loss may be nan: a mean over nothing.
+    """
+    return vanishes(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True))
+
+
+def vanishes(g: Parts) -> bool:
+    """Return whether a gradient has entries, and all of them are 0."""
+    found = [part for part in g if part is not None]
+    return bool(found) and not any(bool(part.count_nonzero()) for part in found)
+
+
 def outsiders(loss: Tensor, params: Iterable[Tensor]) -> list[tuple[int, ...]]:
     """Return the shapes of leaves that ``loss.backward()`` would reach beside ``params``."""
     own = {id(param) for param in params}

@@ -336,14 +336,17 @@ def test_a_loss_that_diverges_puts_the_last_good_weights_back(bad: float) -> Non
 def test_a_network_that_dies_is_brought_back() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    tuner = ForwardTuner(optimizer, LR)
+    tuner = ForwardTuner(optimizer, LR, hyper_lr=1e-9)
     x, y = pictures(0)
     tuner.backward(cross_entropy(model(x), y))
     optimizer.step()
-    with torch.no_grad():
-        model[1].bias -= 100.0  # type: ignore[index]
     tuner.step(cross_entropy(model(x), y))
-    assert tuner.history[-1].restored
+    optimizer.zero_grad()
+    bias = model[1].bias  # type: ignore[index]
+    tuner.backward(cross_entropy(model(x), y) + 1000 * (bias - bias.detach()).sum())
+    optimizer.step()
+    tuner.step(cross_entropy(model(x), y))
+    assert [move.restored for move in tuner.history] == [False, True]
     assert tuner.get_last_lr() == pytest.approx([0.025])
 
 

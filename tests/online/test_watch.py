@@ -108,8 +108,10 @@ def test_a_leaf_that_the_optimizer_does_not_have_is_named() -> None:
 
 def test_a_group_that_comes_later_is_refused() -> None:
     model, optimizer, tuner = tuned()
+    train(tuner, model, [0])
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    tuner.backward(loss_of(model, 0))
+    with pytest.raises(hd.TrainingError, match="keep the 1 parameter groups"):
+        tuner.backward(loss_of(model, 1))
     with pytest.raises(hd.TrainingError, match="keep the 1 parameter groups"):
         optimizer.step()
 
