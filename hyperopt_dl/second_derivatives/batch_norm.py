@@ -1,31 +1,29 @@
 """Batch normalization in training mode whose second derivatives are closed forms.
 
 Torch's own second derivative of it is some forty operators on whole activations, of which a dozen
-are kept for later; here it is two reductions and a few scaled sums, and what is kept is x and ȳ.
+are kept for later; here it is three reductions and a few scaled sums, and what is kept is x and ȳ.
 
 Letters, each for one channel: n values; x input, γ weight, β bias; μ mean, σ² biased variance,
 ρ = 1/√(σ² + eps); x̂ = ρ(x - μ); ⟨·⟩ the mean over the n values. Bars are adjoints: ȳ of y, s of μ,
 r of σ²; of the first backward pass's results: v of x̄, a of γ̄, b of β̄.
 
-Forward, with the derivative along ẋ::
+The first backward pass of y = γx̂ + β, where D = ⟨ȳ⟩ and E = ⟨x̂ȳ⟩::
 
-    y = γx̂ + β        x̂˙ = ρ P ẋ,    P z = z - ⟨z⟩ - x̂⟨x̂z⟩,    ρ˙ = -ρ²⟨x̂ẋ⟩
+    x̄ = γρ(ȳ - D - Ex̂) + s/n + 2r(x - μ)/n        γ̄ = nE        β̄ = nD
 
-P is its own adjoint (a projection only where eps = 0, which nothing here asks for). So the first
-backward pass, which is torch's kernel where neither s nor r is given, is::
+The second one differentiates φ = n⟨vx̄⟩ + aγ̄ + bβ̄. With A = ⟨v⟩, B = ⟨vx̂⟩ and F = ⟨vȳ⟩ it is::
 
-    x̄ = γρ P ȳ + s/n + 2r(x - μ)/n        γ̄ = n⟨x̂ȳ⟩        β̄ = n⟨ȳ⟩
+    φ = nγρ(F - AD - BE) + sA + 2rB/ρ + naE + nbD
 
-The second one differentiates φ = n⟨v x̄⟩ + aγ̄ + bβ̄. Let A = ⟨v⟩, B = ⟨vx̂⟩, D = ⟨ȳ⟩, E = ⟨x̂ȳ⟩ and
-K = ⟨v Pȳ⟩ = ⟨vȳ⟩ - AD - BE. The first term is nγρK + sA + 2rB/ρ, and K changes with x̂ alone, by
--⟨vx̂˙⟩E - B⟨ȳx̂˙⟩. Hence::
+Here x, μ and σ² are three variables, as B and E have ρ(x - μ) in them, and ρ is (σ² + eps)^-½; what
+goes to μ and σ² joins the s and r of the pass back through the forward one, for nothing. With
+f = a - γρB::
 
-    ∂φ/∂ȳ = γρ Pv + ax̂ + b          ∂φ/∂γ = nρK        ∂φ/∂s = A        ∂φ/∂r = 2B/ρ
-    ∂φ/∂x = -γρ²(Kx̂ + E Pv + B Pȳ) + aρ Pȳ + 2r(v - A)/n
+    ∂φ/∂ȳ = γρ(v - A) + fx̂ + b        ∂φ/∂μ  = -n(A, D)·(factors of v and ȳ in ∂φ/∂x)
+    ∂φ/∂x = (2r/n - γρ²E)v + ρfȳ      ∂φ/∂σ² = -nρ²(γρ(F - AD - 2BE) + fE)/2
+    ∂φ/∂γ = nρ(F - AD - BE)           ∂φ/∂s  = A        ∂φ/∂r = 2B/ρ
 
-Both are sums of v, ȳ and x with a factor for each channel, and D and E are γ̄ and β̄ over n: what has
-to be computed of whole activations is A, B and ⟨vȳ⟩, which are sums that the kernel of the first
-backward pass also makes.
+D and E are kept; A, B and F are sums that the kernel of the first backward pass makes, too.
 """
 
 from typing import Any
@@ -75,26 +73,27 @@ class _BatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, rho = aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-        ctx.save_for_backward(x, weight, mean, rho)
+        var = (rho.pow(-2) - eps).clamp_min(0)
+        ctx.save_for_backward(x, weight, mean, var, rho)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        return y, mean, (rho.pow(-2) - eps).clamp_min(0)
+        return y, mean, var
 
     @staticmethod
     def backward(
         ctx: Any, y_bar: Tensor | None, s: Tensor | None, r: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight, mean, rho = ctx.saved_tensors
+        x, weight, mean, var, rho = ctx.saved_tensors
+        by_x, by_weight, by_bias, _ = ctx.needs_input_grad
         y_bar = torch.zeros_like(x) if y_bar is None else y_bar
         x_bar, weight_bar, bias_bar = _FirstBackward.apply(  # type: ignore[no-untyped-call]
-            y_bar, s, r, x, weight, mean, rho, ctx.eps, ctx.needs_input_grad[0]
+            y_bar, s, r, x, weight, mean, var, rho, ctx.eps, by_x
         )
-        _, by_weight, by_bias, _ = ctx.needs_input_grad
         return x_bar, weight_bar if by_weight else None, bias_bar if by_bias else None, None
 
 
 class _FirstBackward(torch.autograd.Function):
-    """ȳ, s, r, x, γ -> x̄, γ̄, β̄; of μ and ρ it knows how they depend on x."""
+    """ȳ, s, r, x, γ, μ, σ² -> x̄, γ̄, β̄."""
 
     @staticmethod
     def forward(
@@ -105,18 +104,22 @@ class _FirstBackward(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         mean: Tensor,
+        var: Tensor,  # noqa: ARG004 (its value is in rho; it is here for its derivative)
         rho: Tensor,
         eps: float,
         by_x: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
+        whole = by_x and s is None and r is None
         x_bar, weight_bar, bias_bar = aten.native_batch_norm_backward(
-            y_bar, x, weight, None, None, mean, rho, True, eps, [by_x, True, True]
+            y_bar, x, weight, None, None, mean, rho, True, eps, [whole, True, True]
         )
-        if by_x and not (s is None and r is None):
+        if by_x and not whole:
             n = x.numel() // x.shape[1]
-            slope = torch.zeros_like(mean) if r is None else r * (2 / n)
-            level = -slope * mean if s is None else s / n - slope * mean
-            x_bar = _sum((None, x_bar), (slope, x), level=level)
+            scale = rho if weight is None else rho * weight
+            slope, level = weight_bar * scale * rho / -n, bias_bar * scale / -n
+            slope = slope if r is None else slope + r * (2 / n)
+            level = level if s is None else level + s / n
+            x_bar = _sum((scale, y_bar), (slope, x), level=level - slope * mean)
         ctx.save_for_backward(y_bar, r, x, weight, mean, rho, weight_bar, bias_bar)
         ctx.set_materialize_grads(False)
         return x_bar if by_x else None, weight_bar, bias_bar
@@ -128,11 +131,11 @@ class _FirstBackward(torch.autograd.Function):
         found = _SecondBackward.apply(  # type: ignore[no-untyped-call]
             ctx.needs_input_grad, v, a, b, *ctx.saved_tensors
         )
-        return *found, None, None, None, None
+        return *found, None, None, None
 
 
 class _SecondBackward(torch.autograd.Function):
-    """v, a, b and what the first backward pass had -> the adjoints of ȳ, s, r, x and γ."""
+    """v, a, b and what the first backward pass has kept -> the adjoints of what it was given."""
 
     @staticmethod
     def forward(
@@ -154,31 +157,33 @@ class _SecondBackward(torch.autograd.Function):
         n = x.numel() // x.shape[1]
         scale = rho if weight is None else rho * weight
         D, E = bias_bar / n, weight_bar / n
-        A = B = K = torch.zeros_like(rho)
+        A = B = F = torch.zeros_like(rho)
         if v is not None:
             B, A = (total / n for total in _sums(v, x, mean, rho))
-            products, _ = _sums(v, y_bar, torch.zeros_like(rho), torch.ones_like(rho))
-            K = products / n - A * D - B * E
-        y_bar_bar = x_bar_bar = None
+            F = _sums(v, y_bar, torch.zeros_like(rho), torch.ones_like(rho))[0] / n
+        BE = B * E
+        K = F - A * D - BE
+        f = -scale * B if a is None else a - scale * B
+        slope = rho * f
+        y_bar_bar = x_bar = mean_bar = var_bar = None
         if by_y_bar:
-            slope = -scale * B if a is None else a - scale * B
-            level = -scale * A if b is None else b - scale * A
-            slope = slope * rho
-            y_bar_bar = _sum((scale, v), (slope, x), level=level - slope * mean)
+            level = -scale * A - slope * mean
+            level = level if b is None else level + b
+            y_bar_bar = _sum((scale, v), (slope, x), level=level)
         if by_x:
             of_v = -scale * rho * E
-            of_y_bar = -scale * rho * B if a is None else rho * (a - scale * B)
-            slope = -rho * (scale * rho * K + of_v * B + of_y_bar * E)
-            level = -of_v * A - of_y_bar * D - slope * mean
-            if r is not None:
-                of_v, level = of_v + r * (2 / n), level - r * (2 / n) * A
-            x_bar_bar = _sum((of_v, v), (of_y_bar, y_bar), (slope, x), level=level)
+            of_v = of_v if r is None else of_v + r * (2 / n)
+            x_bar = _sum((of_v, v), (slope, y_bar))
+            mean_bar = -n * (of_v * A + slope * D)
+            var_bar = rho.square() * (scale * (K - BE) + f * E) * (-n / 2)
         return (
             y_bar_bar,
             A if by_s else None,
             2 * B / rho if by_r else None,
-            x_bar_bar,
+            x_bar,
             n * rho * K if by_weight else None,
+            mean_bar,
+            var_bar,
         )
 
     @staticmethod
@@ -198,15 +203,16 @@ def _sums(v: Tensor, x: Tensor, mean: Tensor, rho: Tensor) -> tuple[Tensor, Tens
     return products, sums
 
 
-def _sum(*terms: tuple[Tensor | None, Tensor | None], level: Tensor) -> Tensor:
-    """Return the sum of whole tensors, each times its factors, and a level for each channel.
+def _sum(*terms: tuple[Tensor, Tensor | None], level: Tensor | None = None) -> Tensor:
+    """Return the sum of whole tensors, each times a factor for each channel, and of a level.
 
-    A tensor of ``None`` is left out; a factor of ``None`` allows to write into its tensor.
+    A tensor of ``None`` is left out.
     """
     (factor, first), *others = ((factor, z) for factor, z in terms if z is not None)
     shape = (-1, *[1] * (first.ndim - 2))
-    total = first if factor is None else first * factor.view(shape)
+    total = first * factor.view(shape)
     for factor, z in others:
-        assert factor is not None
         total.addcmul_(z, factor.view(shape))  # in place: fresh memory would cost as much again
-    return total.add_(level.view(shape)).to(first.dtype)
+    if level is not None:
+        total.add_(level.view(shape))
+    return total.to(first.dtype)
