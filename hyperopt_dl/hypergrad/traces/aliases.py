@@ -1,5 +1,6 @@
 """Which nodes of a trace share memory, write into it, depend on one, or draw random numbers."""
 
+import functools
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,23 +27,35 @@ def memory_of(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
 
 def written_by(node: fx.Node) -> list[fx.Node]:
     """Return the arguments that the node writes into."""
-    if name_of(node) in _SILENT:
+    if _name(node.target) in _SILENT:
         return [node for node in node.args[3:5] if isinstance(node, fx.Node)]
     return [argument for argument, written in _aliased(node) if written]
 
 
 def _aliased(node: fx.Node) -> list[tuple[fx.Node, bool]]:
     """Return the arguments that share memory with a result, and whether they are written into."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return []
-    found = []
-    for i, argument in enumerate(node.target._schema.arguments):
-        if argument.alias_info is not None:
-            value: Any = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
-            values = value if isinstance(value, (list, tuple)) else [value]
-            written = argument.alias_info.is_write
-            found += [(each, written) for each in values if isinstance(each, fx.Node)]
+    found: list[tuple[fx.Node, bool]] = []
+    for i, name, written in _marked(node.target):
+        value: Any = node.args[i] if i < len(node.args) else node.kwargs.get(name)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        found += [(each, written) for each in values if isinstance(each, fx.Node)]
     return found
+
+
+@functools.cache
+def _marked(target: Any) -> tuple[tuple[int, str, bool], ...]:
+    """Return place and name of an operator's arguments that share memory, and whether it writes.
+
+    A schema takes longer to read than all else here, and a trace has few operators.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return ()
+    arguments = enumerate(target._schema.arguments)
+    return tuple(
+        (i, argument.name, argument.alias_info.is_write)
+        for i, argument in arguments
+        if argument.alias_info is not None
+    )
 
 
 def dependent_on(
@@ -66,10 +79,20 @@ def dependent_on(
 
 def draws(node: fx.Node) -> bool:
     """Return whether the node draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return _draws(node.target)
 
 
 def name_of(node: fx.Node) -> str:
     """Return the operator's name without its overload, such as ``aten::add``."""
-    schema = getattr(node.target, "_schema", None)
+    return _name(node.target)
+
+
+@functools.cache
+def _draws(target: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+@functools.cache
+def _name(target: Any) -> str:
+    schema = getattr(target, "_schema", None)
     return "" if schema is None else str(schema.name)

@@ -131,8 +131,9 @@ def split(root: torch.nn.Module, joint: fx.Graph) -> Graphs:
         raise CutError("the second backward pass writes into what the first one returns")
     both = _needed(nodes, second)
     early = _needed([node for node in nodes if node not in of_u], (*first, *inputs))
-    late = [node for node in both if node not in set(early)]
-    _check_order(nodes, set(early), set(late), memory)
+    members = set(early)
+    late = [node for node in both if node not in members]
+    _check_order(nodes, members, set(late), memory)
     read = {*second, *(argument for node in late for argument in node.all_input_nodes)}
     saved = [node for node in early if node in read]
     B = program(root, late, (u, *saved), second)

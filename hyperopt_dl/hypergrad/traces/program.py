@@ -66,21 +66,23 @@ def program(
     """
     given = set(inputs)
     body = [node for node in members if node not in given]
-    scope: dict[str, Any] = {}
-    last = {used: node for node in body for used in node.all_input_nodes}
+    scope = _Scope()
+    reads = [(node, node.all_input_nodes) for node in body]
+    last: dict[fx.Node, fx.Node | None]
+    last = {used: node for node, read in reads for used in read}
+    last.update(dict.fromkeys(outputs))
     lines = []
-    for node in body:
+    for node, read in reads:
         lines.append(f"    {node.name} = {_call(root, node, scope)}")
-        done = [used.name for used in node.all_input_nodes if last[used] is node]
-        done = [name for name in dict.fromkeys(done) if name not in {o.name for o in outputs}]
+        done = [used.name for used in read if last[used] is node]
         if done:
             lines.append(f"    del {', '.join(done)}")
     arguments, results = (", ".join(node.name for node in part) for part in (inputs, outputs))
     source = "\n".join([f"def run({arguments}):", *lines, f"    return ({results},)"])
-    exec(source, scope)
+    exec(source, scope.values)
     called = (node for node in body if node.op == "call_function")
     return Program(
-        scope["run"],
+        scope.values["run"],
         source,
         tuple(name_of(node) for node in called),
         functools.partial(_graph, root, body, inputs, outputs),
@@ -111,10 +113,25 @@ def _graph(
     return fx.GraphModule(root, graph)
 
 
-def _call(root: torch.nn.Module, node: fx.Node, scope: dict[str, Any]) -> str:
+class _Scope:
+    """What a program refers to, by the names that it has for it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self._names: dict[int, str] = {}
+
+    def name(self, value: Any) -> str:
+        """Return a name for a value, the same for the same object."""
+        if id(value) not in self._names:
+            self._names[id(value)] = name = f"_{len(self.values)}"
+            self.values[name] = value
+        return self._names[id(value)]
+
+
+def _call(root: torch.nn.Module, node: fx.Node, scope: _Scope) -> str:
     """Return the expression of a node; what it refers to is put into the scope."""
     if node.op == "get_attr":
-        return _constant(operator.attrgetter(str(node.target))(root), scope)
+        return scope.name(operator.attrgetter(str(node.target))(root))
     arguments = [_text(argument, scope) for argument in node.args]
     if node.target is operator.getitem:
         return f"{arguments[0]}[{arguments[1]}]"
@@ -125,23 +142,13 @@ def _call(root: torch.nn.Module, node: fx.Node, scope: dict[str, Any]) -> str:
     arguments += [f"{name}={_text(value, scope)}" for name, value in node.kwargs.items()]
     # What an OpOverload calls, after a frame of Python; a version of torch without it is slower.
     function = getattr(target, "_op", target)
-    return f"{_constant(function, scope)}({', '.join(arguments)})"
+    return f"{scope.name(function)}({', '.join(arguments)})"
 
 
-def _text(value: Any, scope: dict[str, Any]) -> str:
+def _text(value: Any, scope: _Scope) -> str:
     """Return a value as Python writes it."""
     if isinstance(value, fx.Node):
         return value.name
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_text(each, scope) for each in value)}]"
-    return repr(value) if type(value) in _LITERALS else _constant(value, scope)
-
-
-def _constant(value: Any, scope: dict[str, Any]) -> str:
-    """Return a name for a value in the scope, the same for the same object."""
-    known = next((name for name, held in scope.items() if held is value), None)
-    if known is not None:
-        return known
-    name = f"_{len(scope)}"
-    scope[name] = value
-    return name
+    return repr(value) if type(value) in _LITERALS else scope.name(value)

@@ -39,9 +39,7 @@ def _pass(graph: fx.Graph) -> bool:
     for node in nodes:
         if node.op != "call_function" or draws(node) or not node.users:
             continue
-        inputs = node.all_input_nodes
-        around = {node, *inputs, *(far for near in inputs for far in near.all_input_nodes)}
-        if any(memory.get(each) in touched for each in around):
+        if touched and any(memory.get(each) in touched for each in _around(node)):
             continue
         new = next((new for rule in rules if (new := rule(node)) is not None), None)
         if new is not None:
@@ -49,6 +47,12 @@ def _pass(graph: fx.Graph) -> bool:
             _erase(node)
             changed = True
     return changed
+
+
+def _around(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that a rule looks at."""
+    inputs = node.all_input_nodes
+    return {node, *inputs, *(far for near in inputs for far in near.all_input_nodes)}
 
 
 def _erase(node: fx.Node) -> None:
