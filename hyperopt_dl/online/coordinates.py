@@ -103,7 +103,9 @@ def coordinates_of(
 
 def read(group: Group, option: str) -> float:
     """Return the value of an option of a parameter group."""
-    return float(options_of(group)[option])
+    if option in ("beta1", "beta2"):
+        return float(group["betas"][option == "beta2"])
+    return float(group[option])
 
 
 def write(group: Group, option: str, value: float) -> None:

@@ -5,6 +5,8 @@ GradScaler. To look at the numbers costs a pass over them; so it is done at the 
 whatever a loop does shows, and then at one step in a hundred, drawn at random.
 """
 
+import functools
+import random
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -15,8 +17,8 @@ from hyperopt_dl.seeds import derive
 
 FIRST = 5
 """How many first steps are all looked at."""
-SHARE = 0.01
-"""The part of the steps after these that are."""
+_BLOCK, _DRAWN = 1000, 10
+"""After these, so many steps are drawn out of each so many."""
 
 Fingerprint: TypeAlias = Tensor
 """The sum and the norm of a tensor, of shape (2,)."""
@@ -24,7 +26,14 @@ Fingerprint: TypeAlias = Tensor
 
 def due(step: int, purpose: str, first: int = FIRST) -> bool:
     """Say whether a step is to be looked at: always the same ones, each purpose its own."""
-    return step < first or derive(0, purpose, step) < SHARE * 2**63
+    return step < first or step in _drawn(purpose, step // _BLOCK)
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn(purpose: str, block: int) -> frozenset[int]:
+    """Return the steps of a block that are looked at."""
+    draws = random.Random(derive(0, purpose, block))
+    return frozenset(draws.sample(range(block * _BLOCK, (block + 1) * _BLOCK), _DRAWN))
 
 
 def fingerprint(tensor: Tensor) -> Fingerprint:

@@ -24,7 +24,7 @@ from hyperopt_dl.online.discount import Discount, Discounts
 from hyperopt_dl.online.fingerprints import due
 from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
-from hyperopt_dl.online.hooks import check_no_later_hooks, edited, silenced
+from hyperopt_dl.online.hooks import Edit, check_no_later_hooks, edited, silenced
 from hyperopt_dl.online.in_loss import InLoss, check_in_loss
 from hyperopt_dl.online.layout import Layout, called
 from hyperopt_dl.online.probes import (
@@ -194,8 +194,6 @@ class ForwardTuner:
         """
         self._rates.check_in_use()
         self._layout.check()
-        if self.discount != 0:
-            self._weights.check(_TO_WRITE)
         value = checked(loss)
         if self.hyper_lr and self._start is None:
             self._start = self._good = taken(self.optimizer)
@@ -228,7 +226,7 @@ class ForwardTuner:
                 second time.
         """
         self._layout.check()
-        self._weights.check(_TO_WRITE)
+        self._check_weights(_TO_WRITE)
         with silenced(self._params):
             must_be_the_derivative(closure, self._params)
         self._weights.mark_again()
@@ -265,7 +263,7 @@ class ForwardTuner:
         """
         self._rates.check_in_use()
         self._layout.check()
-        self._weights.check(_TO_VALIDATE)
+        self._check_weights(_TO_VALIDATE)
         value = checked(validation_loss)
         if self._course.steps and self._moved_at == self.steps:
             raise TrainingError(
@@ -363,18 +361,13 @@ class ForwardTuner:
     def _carry(self, loss: Tensor) -> None:
         """Fill ``.grad`` and gather the tangents of what was filled in."""
         hooked = [param for param in self._params if param._backward_hooks]
-        with silenced(hooked):
+        with silenced(hooked) if hooked else _AS_IT_IS:
             g = self._gradient(loss)
-        own, beside = list(g[: len(self._params)]), g[len(self._params) :]
+        own, beside = g[: len(self._params)], g[len(self._params) :]
         if not self._probed:
             self._in_loss.check_read(beside)
             self._probed = True
-        edits = {
-            i: edit
-            for i, (param, part) in enumerate(zip(self._params, own, strict=True))
-            if param._backward_hooks and part is not None
-            if (edit := edited(param, part, called(self.optimizer, param)))
-        }
+        edits = self._edits(own) if hooked else {}
         filled = [edits[i].g if i in edits else part for i, part in enumerate(own)]
         stale = self._gradients.add(filled, watched=due(self.steps, "gradients"))
         for block, is_stale in zip(self._blocks, self._split(stale), strict=True):
@@ -382,14 +375,31 @@ class ForwardTuner:
         m = len(self.coordinates)
         for row, (mu, _) in enumerate(self._discounts.state):
             z = [view for block in self._blocks for view in block.along(row, mu)]
-            with silenced(hooked):
-                Hz = product(g, self._params, [*z, *self._in_loss.along(row)], last=row == m - 1)
-            found = [
-                edits[i].along(part) if i in edits and part is not None else part
-                for i, part in enumerate(Hz)
-            ]
+            along = [*z, *self._in_loss.along(row)]
+            with silenced(hooked) if hooked else _AS_IT_IS:
+                found = list(product(g, self._params, along, last=row == m - 1))
+            for i, edit in edits.items():
+                if (part := found[i]) is not None:
+                    found[i] = edit.along(part)
             for block, parts in zip(self._blocks, self._split(found), strict=True):
                 block.gather(row, parts)
+
+    def _edits(self, g: Parts) -> dict[int, Edit]:
+        """Return what hooks on parameters make of their gradients, by the parameter's place."""
+        edits = {}
+        for i, (param, part) in enumerate(zip(self._params, g, strict=True)):
+            if param._backward_hooks and part is not None:
+                edit = edited(param, part, called(self.optimizer, param))
+                if edit is not None:
+                    edits[i] = edit
+        return edits
+
+    def _check_weights(self, way_out: str) -> None:
+        try:
+            self._weights.check(way_out)
+        except TrainingError:
+            self._layout.check_kinds()  # of a parameter that was converted, this says more
+            raise
 
     def _gradient(self, loss: Tensor) -> Parts:
         """Return the gradient with its graph, looked at at the first step and some later ones."""
@@ -398,7 +408,7 @@ class ForwardTuner:
             self._gradients.check_leaves(loss, self._in_loss.tensors)
             check_no_later_hooks(self._params, lambda param: called(self.optimizer, param))
             must_be_twice_differentiable(loss)
-        with no_edits() if look else nullcontext():
+        with no_edits() if look else _AS_IT_IS:
             g = gradient(loss, [*self._params, *self._in_loss.tensors], graph=True)
         if look:
             must_be_symmetric(loss, g[: len(self._params)], self._params, self.steps)
@@ -412,11 +422,11 @@ class ForwardTuner:
                 "made by a GradScaler. Leave the scaler out: torch.autocast with torch.bfloat16 "
                 "needs none. HypergradientDescent works beside one."
             )
-        self._layout.check()
+        self._layout.check_members()
         self._values.check()
         self._in_loss.check()
         if self.discount != 0:
-            self._weights.check(_TO_WRITE)
+            self._check_weights(_TO_WRITE)
         groups = self.optimizer.param_groups
         grads = [param.grad for group in groups for param in group["params"]]
         if all(grad is None for grad in grads):
@@ -497,6 +507,7 @@ class ForwardTuner:
         return split
 
 
+_AS_IT_IS = nullcontext()
 _TO_WRITE = (
     "Do it by an option of the optimizer, as weight_decay, or in the loss; keep averages in a copy "
     "of the model; and after weights were loaded, make a new tuner, whose tangents begin at zero. "

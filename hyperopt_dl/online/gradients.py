@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.fingerprints import Fingerprint, alike, fingerprint
-from hyperopt_dl.online.products import Parts, outsiders
+from hyperopt_dl.online.products import outsiders
 
 
 class _Mark(NamedTuple):
@@ -43,7 +43,7 @@ class Gradients:
                 f"{others[:3]}. Give them to the optimizer too, or set requires_grad_(False)."
             )
 
-    def add(self, g: Parts, *, watched: bool = False) -> list[bool]:
+    def add(self, g: Sequence[Tensor | None], *, watched: bool = False) -> list[bool]:
         """Add to ``.grad`` as ``backward()`` does; None where there is nothing to add.
 
         Args:

@@ -1,11 +1,13 @@
 """What the parameters of an optimizer are, as they were when a tuner was made for it."""
 
+import operator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.online.kept import params_of
 
 
 class _Kind(NamedTuple):
@@ -24,26 +26,41 @@ class Layout:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._groups = [list(group["params"]) for group in optimizer.param_groups]
-        self._kinds = [[_kind(param) for param in group] for group in self._groups]
+        self._sizes = [len(group["params"]) for group in optimizer.param_groups]
+        self._params = params_of(optimizer)
+        self._kinds = [_kind(param) for param in self._params]
+        self._trained = [param.requires_grad for param in self._params]
+        self._dtypes = [param.dtype for param in self._params]
 
     def check(self) -> None:
-        """Raise a TrainingError where a parameter came, went, or is another than it was."""
+        """Raise a TrainingError where a parameter came, went, or is another than it was.
+
+        Where its device and shape are others, too, its place in memory is: `Weights` sees that.
+        """
+        self.check_members()
+        trained = [param.requires_grad for param in self._params]
+        dtypes = [param.dtype for param in self._params]
+        if trained != self._trained or dtypes != self._dtypes:
+            self.check_kinds()
+
+    def check_members(self) -> None:
+        """Raise a TrainingError where a parameter or a group came or went."""
         groups = self._optimizer.param_groups
-        if len(groups) != len(self._groups) or any(
-            [id(p) for p in group["params"]] != [id(p) for p in own]
-            for group, own in zip(groups, self._groups, strict=True)
-        ):
+        now = params_of(self._optimizer)
+        same = len(now) == len(self._params) and all(map(operator.is_, now, self._params))
+        if not same or len(groups) != len(self._sizes):
             raise TrainingError(
-                f"The optimizer must keep the {len(self._groups)} parameter groups that it had "
-                f"and their parameters, {[len(own) for own in self._groups]} of them, got "
+                f"The optimizer must keep the {len(self._sizes)} parameter groups that it had and "
+                f"their parameters, {self._sizes} of them, got "
                 f"{[len(group['params']) for group in groups]}. Make a new ForwardTuner after "
                 f"add_param_group."
             )
-        for own, kinds in zip(self._groups, self._kinds, strict=True):
-            for param, kind in zip(own, kinds, strict=True):
-                if _kind(param) != kind:
-                    raise TrainingError(_changed(self._optimizer, param, kind))
+
+    def check_kinds(self) -> None:
+        """Raise a TrainingError where a parameter is another kind of tensor than it was."""
+        for param, kind in zip(self._params, self._kinds, strict=True):
+            if _kind(param) != kind:
+                raise TrainingError(_changed(self._optimizer, param, kind))
 
 
 def called(optimizer: torch.optim.Optimizer, param: Tensor) -> str:

@@ -24,12 +24,18 @@ from hyperopt_dl.hypergrad.traces.eager import functions_of
 from hyperopt_dl.online.products import Parts, checked, gradient, product
 from hyperopt_dl.seeds import derive, seeded
 
-SYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}
-"""How far z·(H Hz) may be from Hz·Hz, as a part of it; with parts in half precision `_HALF`."""
-QUOTIENT = {torch.float64: 1e-4, torch.float32: 1e-2}
-"""How far a difference quotient of g may be from Hz, as a part of it."""
-_HALF = 0.3
-_EPS = {torch.float64: (1e-3, 1e-4, 1e-5, 1e-6), torch.float32: (3e-2, 1e-2, 3e-3, 1e-3)}
+SYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far z·(H Hz) may be from Hz·Hz, as a part of it; with parts in half precision 2e-2."""
+QUOTIENT = {torch.float64: 1e-4, torch.float32: 5e-3}
+"""How far a difference quotient of g may be from Hz, as a part of it.
+
+Of 14 honest networks, the worst was at 3e-8 and 6e-4; of 9 with a part that is stopped, none was
+below 0.07 and 0.026.
+"""
+_EPS = {
+    torch.float64: (1e-4, 1e-5, 1e-6, 1e-7),
+    torch.float32: (1e-2, 1e-3, 3e-4, 1e-4, 3e-5),
+}
 """The ε that quotients are taken with, in the size of a parameter's entries."""
 _ONCE = once_differentiable(lambda _, *grads: grads).__code__
 _ENGINE = torch.autograd.graph._engine_run_backward.__code__
@@ -69,7 +75,7 @@ def must_be_symmetric(loss: Tensor, g: Parts, params: Sequence[Tensor], step: in
     if not math.isfinite(transposed):
         return
     noise = 100 * torch.finfo(params[0].dtype).eps * math.sqrt(_inner(z, z) * _inner(Hu, Hu))
-    tolerance = _HALF if _has_half(loss) else SYMMETRY.get(params[0].dtype, _HALF)
+    tolerance = 2e-2 if _has_half(loss) else SYMMETRY.get(params[0].dtype, 2e-2)
     if abs(transposed - norm) > tolerance * norm + noise:
         raise TrainingError(
             f"The second derivative of the training loss must be symmetric, but z·(Hu) and u·(Hz) "
@@ -94,9 +100,12 @@ def must_be_twice_differentiable(loss: Tensor) -> None:
 def no_edits() -> Iterator[None]:
     """Raise a TrainingError where a hook on an activation or a module edits the gradient inside.
 
-    Seen by the calls that autograd makes from this thread: on the CPU. A hook on a parameter is
-    none of these where it is silenced.
+    Seen by the calls that autograd makes from this thread: on the CPU, and not under a profiler. A
+    hook on a parameter is none of these where it is silenced.
     """
+    if sys.getprofile() is not None:
+        yield
+        return
     edits: list[str] = []
 
     def watch(frame: Any, event: str, returned: Any) -> None:
@@ -108,12 +117,11 @@ def no_edits() -> Iterator[None]:
         if not by_torch and (caller.f_code is _ENGINE or caller.f_code.co_filename == _HOOKS):
             edits.append(f"{code.co_name} ({code.co_filename}:{code.co_firstlineno})")
 
-    before = sys.getprofile()
     sys.setprofile(watch)
     try:
         yield
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
     if edits:
         raise TrainingError(
             f"The gradient of the training loss must be that of its graph, but hooks on "
@@ -143,28 +151,38 @@ def must_be_the_derivative(
             checked(loss)
             return loss, gradient(loss, params, graph=graph)
 
-    z = [
-        direction * (param.detach().square().mean().sqrt() + 1e-2)
-        for direction, param in zip(_directions(params, derive(seed, "z")), params, strict=True)
-    ]
     loss, g = at(graph=True)
+    # Along weights without a gradient, as a padding row, training does not go.
+    z = [
+        torch.zeros_like(param)
+        if part is None
+        else direction * (param.detach().square().mean().sqrt() + 1e-2) * (part != 0)
+        for direction, param, part in zip(
+            _directions(params, derive(seed, "z")), params, g, strict=True
+        )
+    ]
     must_be_twice_differentiable(loss)
-    half = _has_half(loss)
-    tolerance = _HALF if half else QUOTIENT.get(dtype, _HALF)
+    if dtype not in QUOTIENT or _has_half(loss):
+        raise TrainingError(
+            f"check() takes difference quotients, which half precision has too few digits for, got "
+            f"a loss with parts in it and parameters in {dtype}. Compute the loss without "
+            f"torch.autocast, by a model in float32 or better in float64."
+        )
+    tolerance = QUOTIENT[dtype]
     size = math.sqrt(_inner(g, g))
     Hz = product(g, params, z, last=True)
     again = at()[1]
-    rounding = math.sqrt(torch.finfo(dtype).eps) * size
-    if _distance(g, again) > (tolerance * size if half else rounding):
+    if not _distance(g, again) <= 1e-2 * tolerance * size:
         raise TrainingError(
             "check() needs the same loss from each call, but its gradient was another one the "
-            "second time. Draw from torch's default generators alone, always take the same batch, "
-            "and keep no state in the closure."
+            "second time. Draw from torch's default generators alone, take the same batch, and "
+            "change nothing that the loss depends on, as a power iteration (spectral_norm) does: "
+            "that is also what tangents know nothing of."
         )
     start = [param.detach().clone() for param in params]
     best, quotient_norm = math.inf, 0.0
     try:
-        for eps in _EPS.get(dtype, _EPS[torch.float32]):
+        for eps in _EPS[dtype]:
             ahead, behind = (_gradient_at(at, params, start, z, sign * eps) for sign in (1.0, -1.0))
             quotient = [
                 None if a is None or b is None else (a - b) / (2 * eps)
@@ -172,19 +190,26 @@ def must_be_the_derivative(
             ]
             norm = math.sqrt(_inner(quotient, quotient))
             larger = max(norm, math.sqrt(_inner(Hz, Hz)))
-            noise = 100 * torch.finfo(dtype).eps * size / eps
-            error = max(_distance(quotient, Hz) - noise, 0.0) / larger if larger else 0.0
+            # A thousand roundings: where g does not change, they are all of the quotient.
+            floor = 1e3 * torch.finfo(dtype).eps * size / eps
+            error = _distance(quotient, Hz) / (larger + floor or 1.0)
             if not error >= best:
                 best, quotient_norm = error, norm
     finally:
         _write(params, start)
     if not best <= tolerance:
         norm = math.sqrt(_inner(Hz, Hz))
+        kinks = (
+            ""
+            if dtype == torch.float64
+            else " If there is none of these: the kinks of ReLU and max-pooling can lie too close "
+            "for float32; check a model and a batch in float64, or few examples."
+        )
         raise TrainingError(
             f"The second derivative of the training loss must be the derivative of its gradient, "
             f"but along a random direction they differ by {best:.1e} of the larger one, of norms "
             f"{norm:.4g} and {quotient_norm:.4g} (a difference quotient). Likely source: "
-            f"{'; or '.join([*_sources(loss, others=False), _STOPPED])}."
+            f"{'; or '.join([*_sources(loss, others=False), _STOPPED])}.{kinks}"
         )
 
 

@@ -4,23 +4,16 @@ Tangents are the derivative of what ``optimizer.step()`` does, and of nothing el
 weights in between, as a clip or an average that is swapped in, would have a derivative of its own.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import operator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.online.fingerprints import Fingerprint, alike, due, fingerprint
+from hyperopt_dl.online.kept import params_of
 from hyperopt_dl.online.layout import called
-
-
-class _Mark(NamedTuple):
-    slot: str
-    param: Tensor
-    tensor: Tensor
-    version: int
-    place: int
 
 
 class Weights:
@@ -32,23 +25,23 @@ class Weights:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._marks: list[_Mark] | None = None
-        self._fingerprints: list[Fingerprint] | None = None
+        self.accept()
 
     def accept(self) -> None:
         """Take whatever there is at the next step for right."""
-        self._marks = self._fingerprints = None
+        self._left: _Left | None = None
+        self._fingerprints: list[Fingerprint] = []
 
     def mark(self, step: int) -> None:
         """Remember what a step has left; its numbers, too, where the step is one to look at."""
-        self._marks = list(self._now())
+        self._left = _Left(params_of(self._optimizer), self._optimizer.state)
         seen = due(step, "weights")
-        self._fingerprints = [fingerprint(mark.tensor) for mark in self._marks] if seen else None
+        self._fingerprints = [fingerprint(t) for t in self._left.tensors] if seen else []
 
     def mark_again(self) -> None:
         """Take the tensors as they are now for what the step has left, with the same numbers."""
-        if self._marks is not None:
-            self._marks = list(self._now())
+        if self._left is not None:
+            self._left = _Left(self._left.params, self._optimizer.state)
 
     def check(self, way_out: str) -> None:
         """Raise a TrainingError where somebody else has written since the last step.
@@ -56,30 +49,43 @@ class Weights:
         Args:
             way_out: What is said to be done about it.
         """
-        if self._marks is None:
+        if self._left is None:
             return
-        now = list(self._now())
-        if len(now) != len(self._marks):
+        # Parameters that came later have nothing to be held to.
+        left, now = self._left, _Left(self._left.params, self._optimizer.state)
+        if not _same(left.slots, now.slots) or not _same(left.tensors, now.tensors):
             raise _written("the state of the optimizer", way_out)
-        for old, new in zip(self._marks, now, strict=True):
-            if old.tensor is not new.tensor or old[3:] != new[3:]:
-                raise _written(self._name(new), way_out)
-        for i, before in enumerate(self._fingerprints or ()):
-            if not alike([before], [fingerprint(now[i].tensor)]):
-                raise _written(self._name(now[i]), way_out)
+        if left.versions != now.versions or left.places != now.places:
+            pairs = zip(left.versions, now.versions, left.places, now.places, strict=True)
+            raise self._error([a != b or x != y for a, b, x, y in pairs].index(True), way_out)
+        for i, before in enumerate(self._fingerprints):
+            if not alike([before], [fingerprint(now.tensors[i])]):
+                raise self._error(i, way_out)
 
-    def _now(self) -> Iterator[_Mark]:
-        state = self._optimizer.state
-        for group in self._optimizer.param_groups:
-            for param in group["params"]:
-                yield _Mark("", param, param, param._version, param.data_ptr())
-                for name, slot in state[param].items() if param in state else ():
-                    if isinstance(slot, Tensor):
-                        yield _Mark(name, param, slot, slot._version, slot.data_ptr())
+    def _error(self, i: int, way_out: str) -> TrainingError:
+        assert self._left is not None
+        tensor = self._left.tensors[i]
+        for param, slots in self._optimizer.state.items():
+            for name, slot in slots.items():
+                if slot is tensor:
+                    return _written(f"{name!r} of {called(self._optimizer, param)}", way_out)
+        return _written(called(self._optimizer, tensor), way_out)
 
-    def _name(self, mark: _Mark) -> str:
-        slot = f"{mark.slot!r} of " if mark.slot else ""
-        return slot + called(self._optimizer, mark.param)
+
+class _Left:
+    """Tensors and how often they have been written to; made twice a step, so it is in a hurry."""
+
+    def __init__(self, params: list[Tensor], state: Any) -> None:
+        self.params = params
+        self.slots = [state, *state.values()]
+        found = [slot for slots in self.slots[1:] for slot in slots.values()]
+        self.tensors = params + [s for s in found if type(s) is Tensor or isinstance(s, Tensor)]
+        self.versions = [tensor._version for tensor in self.tensors]
+        self.places = [tensor.data_ptr() for tensor in self.tensors]
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def _written(what: str, way_out: str) -> TrainingError:
