@@ -197,7 +197,7 @@ class ForwardTuner:
         value = checked(loss)
         if self.hyper_lr and self._start is None:
             self._start = self._good = taken(self.optimizer)
-        if not math.isfinite(value) and says_nothing(loss, self._trained()):
+        if not math.isfinite(value) and self._says_nothing(loss):
             self._fill_with_nothing(loss)
             return
         if self._course.explodes(value):
@@ -271,7 +271,8 @@ class ForwardTuner:
                 f"derivative to move along, got a second call after step {self.steps}. With "
                 f"gradients of several batches to a step, count tuner.steps and not batches."
             )
-        e = gradient(validation_loss, [*self._params, *self._in_loss.tensors], graph=False)
+        with silenced(self._params):  # hooks edit what the optimizer takes, and this it does not
+            e = gradient(validation_loss, [*self._params, *self._in_loss.tensors], graph=False)
         if not math.isfinite(value) and vanishes(e):
             return
         h = self._hypergradient(e)
@@ -344,15 +345,16 @@ class ForwardTuner:
                 Snapshot(*kept).to(self.optimizer) for kept in state["snapshots"]
             )
 
-    def _trained(self) -> list[Tensor]:
-        return [param for param in self._params if param.requires_grad]
+    def _says_nothing(self, loss: Tensor) -> bool:
+        with silenced(self._params):
+            return says_nothing(loss, self._params)
 
     def _fill_with_nothing(self, loss: Tensor) -> None:
         """Fill ``.grad`` with a gradient of zeros, whose tangents are zero."""
         if self.discount == 0:
             loss.backward()  # type: ignore[no-untyped-call]
             return
-        g = gradient(loss, self._params, graph=False)
+        g = gradient(loss, self._params, graph=False)  # hooks act here as they do in backward()
         for block, stale in zip(self._blocks, self._split(self._gradients.add(g)), strict=True):
             block.begin(stale)
             for row in range(len(self.coordinates)):
