@@ -370,7 +370,9 @@ class ForwardTuner:
             self._in_loss.check_read(beside)
             self._probed = True
         edits = self._edits(own) if hooked else {}
-        filled = [edits[i].g if i in edits else part for i, part in enumerate(own)]
+        filled = (
+            [edits[i].g if i in edits else part for i, part in enumerate(own)] if edits else own
+        )
         stale = self._gradients.add(filled, watched=due(self.steps, "gradients"))
         for block, is_stale in zip(self._blocks, self._split(stale), strict=True):
             block.begin(is_stale)
@@ -424,7 +426,8 @@ class ForwardTuner:
                 "made by a GradScaler. Leave the scaler out: torch.autocast with torch.bfloat16 "
                 "needs none. HypergradientDescent works beside one."
             )
-        self._layout.check_members()
+        if len(self.optimizer.param_groups) != len(self._blocks):
+            self._layout.check_members()
         self._values.check()
         self._in_loss.check()
         if self.discount != 0:

@@ -35,7 +35,7 @@ class Layout:
     def check(self) -> None:
         """Raise a TrainingError where a parameter came, went, or is another than it was.
 
-        Where its device and shape are others, too, its place in memory is: `Weights` sees that.
+        Of a device or a shape that are others torch has something to say itself.
         """
         self.check_members()
         trained = [param.requires_grad for param in self._params]

@@ -11,15 +11,14 @@ def by_scaler(optimizer: torch.optim.Optimizer) -> bool:
     Optimizers with fused kernels are given the scale as an attribute; for the others the scaler
     divides the gradients by kernels that do not count as writes, and then calls ``step``.
     """
-    if any(getattr(optimizer, name, None) is not None for name in ("grad_scale", "found_inf")):
+    own = optimizer.__dict__
+    if own.get("found_inf") is not None or own.get("grad_scale") is not None:
         return True
-    frame = sys._getframe(1)
-    for _ in range(_DEPTH):
+    frame, depth = sys._getframe(1).f_back, 0
+    while frame is not None and depth < _DEPTH:
         if frame.f_code is _STEP:
             return True
-        if frame.f_back is None:
-            return False
-        frame = frame.f_back
+        frame, depth = frame.f_back, depth + 1
     return False
 
 
@@ -29,7 +28,7 @@ def overflown(optimizer: torch.optim.Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-_DEPTH = 16
+_DEPTH = 10
 """How many calls may lie between a scaler and a hook of the optimizer: other hooks, counters."""
 _STEP = getattr(torch.amp.GradScaler._maybe_opt_step, "__code__", None)
 """What every enabled scaler calls ``optimizer.step`` from, unless the kernel knows of scales."""

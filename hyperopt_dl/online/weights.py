@@ -55,9 +55,9 @@ class Weights:
         left, now = self._left, _Left(self._left.params, self._optimizer.state)
         if not _same(left.slots, now.slots) or not _same(left.tensors, now.tensors):
             raise _written("the state of the optimizer", way_out)
-        if left.versions != now.versions or left.places != now.places:
-            pairs = zip(left.versions, now.versions, left.places, now.places, strict=True)
-            raise self._error([a != b or x != y for a, b, x, y in pairs].index(True), way_out)
+        if left.versions != now.versions:
+            pairs = zip(left.versions, now.versions, strict=True)
+            raise self._error([a != b for a, b in pairs].index(True), way_out)
         for i, before in enumerate(self._fingerprints):
             if not alike([before], [fingerprint(now.tensors[i])]):
                 raise self._error(i, way_out)
@@ -78,10 +78,13 @@ class _Left:
     def __init__(self, params: list[Tensor], state: Any) -> None:
         self.params = params
         self.slots = [state, *state.values()]
-        found = [slot for slots in self.slots[1:] for slot in slots.values()]
-        self.tensors = params + [s for s in found if type(s) is Tensor or isinstance(s, Tensor)]
+        self.tensors = params + [
+            slot
+            for slots in self.slots[1:]
+            for slot in slots.values()
+            if type(slot) is Tensor or isinstance(slot, Tensor)
+        ]
         self.versions = [tensor._version for tensor in self.tensors]
-        self.places = [tensor.data_ptr() for tensor in self.tensors]
 
 
 def _same(a: list[Any], b: list[Any]) -> bool:
