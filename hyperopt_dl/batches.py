@@ -15,17 +15,19 @@ from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.nested import mapped, only_tensors, tensors_in
 from hyperopt_dl.seeds import derive
 
 Source: TypeAlias = Any
-"""A tuple of tensors with the target last, or an object with ``__len__`` and ``__getitem__``."""
+"""A tuple of tensors, or of mappings and tuples of tensors, with the target last; or an object with
+``__len__`` and ``__getitem__``."""
 
 
 class Batch(NamedTuple):
     """Examples on their device; ``examples`` says which of the data set's they are."""
 
     inputs: tuple[Any, ...]
-    target: Tensor
+    target: Any
     examples: Tensor
 
 
@@ -33,8 +35,8 @@ class Batches:
     """A data set, cut into batches by (seed, step).
 
     Args:
-        source: A tuple ``(x, ..., y)`` of tensors with one first dimension, a ``TensorDataset``, or
-            an indexable data set of tuples ``(x, ..., y)``.
+        source: A tuple ``(x, ..., y)`` of tensors with one first dimension, or of mappings and
+            tuples of such; a ``TensorDataset``; or an indexable data set of tuples ``(x, ..., y)``.
         name: What the source is called in an error.
         batch_size: Examples a batch; ``None`` makes every batch the whole set, in order.
         drop_last: Whether an epoch leaves out its last batch when that is smaller than the others.
@@ -48,13 +50,11 @@ class Batches:
         self, source: Source, *, name: str, batch_size: int | None = None, drop_last: bool = False
     ) -> None:
         self._source = source.tensors if isinstance(source, TensorDataset) else source
-        self.in_memory = isinstance(self._source, Sequence) and all(
-            isinstance(part, Tensor) for part in self._source
-        )
+        self.in_memory = _is_in_memory(self._source)
         self._name = name
         self.size = self._count()
         self._cut(batch_size, drop_last=drop_last)
-        self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
+        self._placed: dict[torch.device, tuple[Any, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
@@ -106,9 +106,10 @@ class Batches:
             parts = self._on(device)
         elif self.in_memory:
             # Copies in either case: a model may write into its input.
-            parts = tuple(part.clone() if whole else part[index] for part in self._on(device))
+            parts = mapped(self._on(device), torch.clone if whole else lambda part: part[index])
         else:
-            parts = tuple(_to(part, device) for part in self._collate(index.tolist()))
+            collated = tuple(self._collate(index.tolist()))
+            parts = mapped(collated, lambda part: part.to(device, non_blocking=True))
         return Batch(parts[:-1], parts[-1], index)
 
     def _collate(self, index: list[int]) -> Sequence[Any]:
@@ -122,9 +123,9 @@ class Batches:
         parts: Sequence[Any] = default_collate(examples)
         return parts
 
-    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+    def _on(self, device: torch.device) -> tuple[Any, ...]:
         if device not in self._placed:
-            self._placed[device] = tuple(part.to(device) for part in self._source)
+            self._placed[device] = mapped(tuple(self._source), lambda part: part.to(device))
         return self._placed[device]
 
     def _count(self) -> int:
@@ -135,7 +136,8 @@ class Batches:
                     f"{name} must hold the inputs and, last, the target: (x, y). Got {len(source)} "
                     f"tensor(s)."
                 )
-            lengths = [len(part) if part.ndim else 0 for part in source]
+            tensors = tensors_in(tuple(source))
+            lengths = [len(part) if part.ndim else 0 for part in tensors]
             if len(set(lengths)) > 1:
                 raise TrainingError(
                     f"The tensors of {name} must have the same first dimension, got {lengths}."
@@ -162,6 +164,19 @@ class Batches:
         if size == 0:
             raise TrainingError(f"{name} must have at least one example, got none.")
         return size
+
+
+def _is_in_memory(source: Any) -> bool:
+    """Return whether this is a tuple of tensors, or of mappings and tuples of them.
+
+    A sequence of nothing but tuples is a data set of examples.
+    """
+    if not isinstance(source, Sequence) or isinstance(source, str):
+        return False
+    if not len(source):
+        return isinstance(source, tuple)
+    kinds = (Tensor, Mapping) if isinstance(source, tuple) else Tensor
+    return any(isinstance(part, kinds) for part in source) and only_tensors(tuple(source))
 
 
 def _fits(batch_size: Any, size: int) -> bool:
@@ -191,7 +206,3 @@ def _order(size: int, epoch: tuple[int, int] | None, device: torch.device) -> Te
 def _short(example: Any) -> str:
     kind = type(example).__name__
     return f"a {kind} of length {len(example)}" if isinstance(example, (tuple, list)) else kind
-
-
-def _to(part: Any, device: torch.device) -> Any:
-    return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part

@@ -1,17 +1,34 @@
-"""An unmodified ``nn.Module`` as a pure function of one flat parameter vector.
+"""An unmodified ``nn.Module`` that holds the weights of one step for as long as the step lasts.
 
-Letters: p the number of trainable entries.
+A state has its weights as one flat vector; a module has tensors of its own, which others know too:
+the loss, which sums up ``net.parameters()``; a list that the module keeps; a checkpoint, which runs
+a part of the forward pass again during the backward pass. So the module holds the weights of the
+state for the whole of a step, its loss, its backward pass and whatever runs again inside of it
+(``holding``, and ``recording`` where the step is differentiated). Before and after, its weights are
+the user's.
+
+A trace is made of a function of tensors, and there other tensors take the place of the module's
+(``standing_in``); what finds weights by another way is seen by its numbers.
+
+Letters: p the number of trainable entries, of which a complex one counts two.
 """
 
 import copy
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, NamedTuple
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.module_checks import check_parameters
+from hyperopt_dl.second_derivatives.first_pass import FirstPass
+
+R = TypeVar("R")
 
 
 class Weights(NamedTuple):
@@ -26,63 +43,101 @@ class Weights(NamedTuple):
     buffers: dict[str, Tensor]
 
 
+class Held:
+    """What a module holds during a step.
+
+    Args:
+        network: The module.
+        pieces: What its trainable parameters hold; copied.
+
+    Attributes:
+        params: The module's trainable parameters, in the order of the flat vector.
+    """
+
+    def __init__(self, network: "Network", pieces: Iterable[Tensor]) -> None:
+        self.params = network.params
+        # Copies begin where memory is aligned, and what a step writes stays with the step.
+        self.pieces = [
+            each.detach().clone(memory_format=torch.contiguous_format) for each in pieces
+        ]
+        self._layout = network.layout
+        self._versions = [each._version for each in network.params]
+
+    def written(self) -> str | None:
+        """Return the name of a trainable parameter that was written into, if there is one."""
+        pairs = zip(self._layout, self.params, self._versions, strict=True)
+        return next((n for (n, _), each, before in pairs if each._version != before), None)
+
+    def vector(self) -> Tensor:
+        """Return the trainable entries as they are now, ``[p]``."""
+        return flat(self.pieces)
+
+
 class Network:
     """The structure of a module: names, shapes and code, but not its weights.
 
     Args:
-        module: The module. It is kept and its training flag is switched, so hand over a copy.
+        module: The module. Its tensors are those of a step while the step lasts, and its training
+            flags too.
 
     Raises:
-        TrainingError: No trainable parameter, a lazy module that has not seen data, or trainable
-            parameters of several dtypes.
+        TrainingError: As ``module_checks.check_parameters``.
+
+    Attributes:
+        layout: The names of the trainable parameters, and their numbers of entries.
+        params: These parameters.
+        frozen: The other parameters, by name.
+        owners: Where each buffer is kept: the module, and its name there.
+        recurrent: Whether a fused recurrent layer is inside, whose kernels have no second
+            derivative.
+        scripted: Whether a part of the module is compiled by TorchScript.
+        loose: Whether the module holds tensors that are neither parameters nor registered buffers.
+        by_backward: Whether the gradient has to come from ``loss.backward()``.
+        derived: What others have made of this structure and want to find again, such as traces.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module.train()
-        trainable = {n: q for n, q in module.named_parameters() if q.requires_grad}
-        if not trainable:
-            raise TrainingError(
-                "The model must have a parameter that requires a gradient, "
-                f"{type(module).__name__} has none."
-            )
-        lazy = [n for n, q in trainable.items() if nn.parameter.is_lazy(q)]
-        if lazy:
-            raise TrainingError(
-                f"The model's parameters must have shapes, {lazy} have none yet. Call the lazy "
-                "module on one batch first."
-            )
-        dtypes = {q.dtype for q in trainable.values()}
-        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-            raise TrainingError(
-                "The trainable parameters must share one floating dtype, got "
-                f"{sorted(map(str, dtypes))}. Convert the model with .to(dtype), or freeze the "
-                "others."
-            )
-        self.layout = tuple((n, q.numel()) for n, q in trainable.items())
+        self._module = module
+        named = dict(module.named_parameters())
+        trainable = {n: q for n, q in named.items() if q.requires_grad}
+        check_parameters(type(module).__name__, named)
+        self.params = list(trainable.values())
+        self.layout = tuple((n, q.numel() * (1 + q.is_complex())) for n, q in trainable.items())
         self._sizes = [size for _, size in self.layout]
-        self._shapes = [q.shape for q in trainable.values()]
+        self._shapes = [q.shape for q in self.params]
+        self._complex = [q.is_complex() for q in self.params]
+        self.frozen = {n: q for n, q in named.items() if not q.requires_grad}
+        self.owners = _owners(module, (name for name, _ in module.named_buffers()))
+        self._frozen_owners = _owners(module, self.frozen)
+        self._whole = _Whole(module)
         self._tied = _names(module, unique=True) < _names(module, unique=False)
-        self.loose = any(
-            isinstance(value, Tensor) for each in module.modules() for value in vars(each).values()
-        )
-        """Whether the module holds tensors that are neither parameters nor registered buffers."""
-        self.recurrent = any(isinstance(each, nn.RNNBase) for each in module.modules())
-        """Whether a fused recurrent layer is inside, whose kernels have no second derivative."""
+        parts = list(module.modules())
+        self.loose = any(isinstance(v, Tensor) for each in parts for v in vars(each).values())
+        self.recurrent = any(isinstance(each, nn.RNNBase) for each in parts)
+        self.scripted = any(isinstance(each, torch.jit.ScriptModule) for each in parts)
+        self._hooks = _hooks_on_gradients(parts, self.params)
+        self._parts = parts
+        self._writes: frozenset[str] | None = None
+        self._lock = threading.RLock()
+        self.by_backward = False
         self.derived: dict[Hashable, Any] = {}
-        """What others have made of this structure and want to find again, such as traces of it."""
 
-    def weights(self) -> Weights:
-        """Return copies of the weights that the module holds."""
-        own = dict(self._module.named_parameters())
+    @property
+    def module(self) -> nn.Module:
+        """The module itself."""
+        return self._module
+
+    def weights(self, device: torch.device | None = None) -> Weights:
+        """Return copies of the weights that the module holds, where they are or on a device."""
         return Weights(
-            torch.cat([own[name].detach().reshape(-1) for name, _ in self.layout]),
-            {n: q.detach().clone() for n, q in own.items() if not q.requires_grad},
-            {n: b.detach().clone() for n, b in self._module.named_buffers()},
+            flat([q.detach() for q in self.params]).to(device),
+            {n: q.detach().to(device, copy=True) for n, q in self.frozen.items()},
+            {n: b.detach().to(device, copy=True) for n, b in self._module.named_buffers()},
         )
 
-    def module(self, weights: Weights) -> nn.Module:
+    def copy(self, weights: Weights) -> nn.Module:
         """Return a copy of the module that holds these weights, in evaluation mode."""
-        module = copy.deepcopy(self._module).eval()
+        module = copy.deepcopy(self._module).to(weights.params.device).eval()
         held = {**self.unflatten(weights.params), **weights.frozen, **weights.buffers}
         own = dict(module.named_parameters()) | dict(module.named_buffers())
         with torch.no_grad():
@@ -91,84 +146,209 @@ class Network:
         return module
 
     def unflatten(self, params: Tensor) -> dict[str, Tensor]:
-        """Return the named, shaped views of a flat vector ``[p]``."""
+        """Return the named, shaped pieces of a flat vector ``[p]``, views where that can be."""
         # One split is one node of the graph: its backward is one concatenation, where a slice per
         # parameter would add up as many vectors of length p.
         pieces = torch.split(params, self._sizes)
-        return {
-            name: piece.view(shape)
-            for (name, _), piece, shape in zip(self.layout, pieces, self._shapes, strict=True)
-        }
+        shaped = zip(self.layout, pieces, self._shapes, self._complex, strict=True)
+        return {name: _shaped(piece, shape, pair) for (name, _), piece, shape, pair in shaped}
 
-    def __call__(
-        self, weights: Weights, inputs: tuple[Any, ...], *, training: bool
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """Return the module's output and the buffers after the call; nothing given is written to.
+    @contextmanager
+    def holding(self, weights: Weights, *, training: bool) -> Iterator[Held]:
+        """Let the module hold copies of these weights, and put its own ones back in the end.
 
-        Buffers (BatchNorm's running statistics) are values, not functions: they carry no
-        derivative.
+        The module's tensors stay what they are, and have other memory for as long as the block
+        lasts: whoever knows them finds the weights of the step. ``after`` reads what the step has
+        made of frozen parameters and buffers.
+
+        Args:
+            weights: What it holds.
+            training: Whether it is in training mode.
         """
-        if self._module.training != training:
-            self._module.train(training)
-        buffers = {name: buffer.detach().clone() for name, buffer in weights.buffers.items()}
-        tensors: dict[str, Tensor] = {**self.unflatten(weights.params), **weights.frozen, **buffers}
-        output = functional_call(self._module, tensors, inputs, tie_weights=self._tied)
-        return output, {name: tensors[name].detach() for name in buffers}
+        with self._own(training):
+            held = Held(self, self.unflatten(weights.params.detach()).values())
+            others = {**self.frozen, **self.now()}
+            given = self._copied(weights)
+            tensors = [*self.params, *others.values()]
+            before = [each.data for each in tensors]
+            versions = {name: each._version for name, each in self.frozen.items()}
+            try:
+                for each, piece in zip(tensors, held.pieces, strict=False):
+                    each.data = piece
+                for name, each in others.items():
+                    each.data = given[name]
+                yield held
+                self._see_written(versions)
+            finally:
+                self._put_back(self.owners, others)
+                for each, piece in zip(tensors, before, strict=True):
+                    each.data = piece
+
+    @contextmanager
+    def recording(
+        self, weights: Weights, first: FirstPass, held: Held, *, training: bool
+    ) -> Iterator[None]:
+        """Let the module hold weights for a step whose graph is recorded.
+
+        The graph ends in the module's parameters. Frozen parameters and buffers are copies of the
+        tensors that are given, so that what the step makes of these has a graph too. To read the
+        graph later, enter again with the same arguments.
+
+        Args:
+            weights: What it holds of frozen parameters and buffers.
+            first: The first backward pass of the step, in which alone hooks on gradients act.
+            held: What it holds of the trainable parameters.
+            training: Whether it is in training mode.
+        """
+        with self._own(training), self._acting_in(first), _not_compiled():
+            others = {**self.frozen, **self.now()}
+            before = [each.data for each in self.params]
+            try:
+                for each, piece in zip(self.params, held.pieces, strict=True):
+                    each.data = piece
+                self._put_back({**self.owners, **self._frozen_owners}, self._copied(weights))
+                yield
+            finally:
+                self._put_back({**self.owners, **self._frozen_owners}, others)
+                for each, piece in zip(self.params, before, strict=True):
+                    each.data = piece
+
+    def standing_in(
+        self, weights: Weights, body: Callable[[], R], first: FirstPass, *, training: bool
+    ) -> R:
+        """Call ``body`` while tensors stand where the module's own ones are.
+
+        Args:
+            weights: The tensors, which may have a graph; buffers and frozen ones are copied.
+            body: The step.
+            first: The first backward pass of the step.
+            training: Whether the module is in training mode.
+        """
+        named = self.unflatten(weights.params)
+        tensors = {**named, **self._copied(weights)}
+        inside = {f"module.{name}": tensor for name, tensor in tensors.items()}
+        with self._own(training), self._acting_in(first), _not_compiled():
+            for param, piece in zip(self.params, named.values(), strict=True):
+                for hook in (getattr(param, "_backward_hooks", None) or {}).values():
+                    piece.register_hook(hook)  # type: ignore[no-untyped-call]
+            found: R = functional_call(self._whole, inside, (body,), tie_weights=self._tied)
+            return found
+
+    def now(self) -> dict[str, Tensor]:
+        """Return the buffers that the module has at this moment."""
+        return {name: getattr(owner, last) for name, (owner, last) in self.owners.items()}
+
+    def after(self) -> Weights:
+        """Return frozen parameters and buffers at this moment; ``params`` has no entry."""
+        frozen: dict[str, Any] = {
+            n: owner._parameters[last] for n, (owner, last) in self._frozen_owners.items()
+        }
+        return Weights(torch.empty(0), frozen, self.now())
+
+    @contextmanager
+    def _own(self, training: bool) -> Iterator[None]:
+        """Have the module for oneself, in training mode or not."""
+        with self._lock:
+            flags = [each.training for each in self._parts]
+            if any(flag != training for flag in flags):
+                self._module.train(training)
+            try:
+                yield
+            finally:
+                for each, flag in zip(self._parts, flags, strict=True):
+                    if each.training != flag:
+                        each.training = flag
+
+    def _copied(self, weights: Weights) -> dict[str, Tensor]:
+        """Return what the step may write into: copies, but of what is known not to be written."""
+        fixed = {
+            name: value if self._writes is not None and name not in self._writes else value.clone()
+            for name, value in weights.frozen.items()
+        }
+        return {**fixed, **{name: value.clone() for name, value in weights.buffers.items()}}
+
+    def _see_written(self, versions: Mapping[str, int]) -> None:
+        """Remember which frozen parameters the first step writes into: a teacher's, for example."""
+        found = {name for name, before in versions.items() if self.frozen[name]._version != before}
+        if self._writes is None:
+            self._writes = frozenset(found)
+        elif later := sorted(found - self._writes):
+            raise TrainingError(
+                f"What a training step writes into must be the same in every step, but the frozen "
+                f"parameters {later} were left alone by the first one. Register them as buffers."
+            )
+
+    def _acting_in(self, first: FirstPass) -> AbstractContextManager[None]:
+        return _once(self._hooks, first) if self._hooks else nullcontext()
+
+    @staticmethod
+    def _put_back(
+        owners: Mapping[str, tuple[nn.Module, str]], tensors: Mapping[str, Tensor]
+    ) -> None:
+        for name, (owner, last) in owners.items():
+            kept = owner._buffers if last in owner._buffers else owner._parameters
+            if kept[last] is not tensors[name]:
+                kept[last] = tensors[name]  # type: ignore[assignment]
 
 
-class Reads(Mapping[str, Any]):
-    """Hyperparameters as a model factory sees them, and a record of what it looked at.
+class _Whole(nn.Module):
+    """A step, as the forward pass of a module that the network is a part of."""
 
-    Scalars are plain numbers and arrays are detached: structure is not differentiable.
-    """
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
-    def __init__(self, hparams: Mapping[str, Any]) -> None:
-        self._hparams = hparams
-        self._seen: dict[str, Any] = {}
-        self._listed: frozenset[str] | None = None
-
-    def __getitem__(self, name: str) -> Any:
-        self._seen[name] = value = _look(self._hparams, name)
-        if value is _ABSENT:
-            raise KeyError(name)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        self._listed = frozenset(self._hparams)
-        return iter(self._hparams)
-
-    def __len__(self) -> int:
-        self._listed = frozenset(self._hparams)
-        return len(self._hparams)
-
-    def turn_to(self, hparams: Mapping[str, Any]) -> None:
-        """Answer from these hyperparameters now: a model may look when it is called."""
-        self._hparams = hparams
-
-    def agree(self, hparams: Mapping[str, Any]) -> bool:
-        """Return whether the factory would have seen the same in ``hparams``."""
-        return self._listed in (None, frozenset(hparams)) and all(
-            _same(value, _look(hparams, name)) for name, value in self._seen.items()
-        )
+    def forward(self, body: Callable[[], Any]) -> Any:
+        return body()
 
 
-_ABSENT = object()
+def _owners(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[nn.Module, str]]:
+    """Return where tensors are kept: the part of the module, and the name there."""
+    split = {name: name.rpartition(".") for name in names}
+    return {name: (module.get_submodule(path), last) for name, (path, _, last) in split.items()}
 
 
-def _look(hparams: Mapping[str, Any], name: str) -> Any:
-    return _plain(hparams[name]) if name in hparams else _ABSENT
+@contextmanager
+def _once(hooks: list[dict[Any, Any]], first: FirstPass) -> Iterator[None]:
+    """Let hooks on gradients act in the first backward pass alone."""
+    before = [dict(each) for each in hooks]
+    try:
+        for each in hooks:
+            each.update({key: first.once(hook) for key, hook in each.items()})
+        yield
+    finally:
+        for each, own in zip(hooks, before, strict=True):
+            each.update(own)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.item() if value.ndim == 0 else value.detach()
-    return value
+def _not_compiled() -> AbstractContextManager[Any]:
+    """Run what the user has compiled as it was written: a compiled backward pass has no graph."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to ask takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
-    return type(a) is type(b) and bool(a == b)
+def flat(pieces: Iterable[Tensor]) -> Tensor:
+    """Return tensors end to end, complex ones as the pairs of their parts."""
+    real = (torch.view_as_real(each) if each.is_complex() else each for each in pieces)
+    return torch.cat([each.reshape(-1) for each in real])
+
+
+def _shaped(piece: Tensor, shape: torch.Size, pair: bool) -> Tensor:
+    """Return a view, or a copy where a view as complex numbers would begin between two of them."""
+    if piece.storage_offset() % 2:
+        piece = piece.clone()
+    return torch.view_as_complex(piece.view(*shape, 2)) if pair else piece.view(shape)
+
+
+def _hooks_on_gradients(
+    parts: Iterable[nn.Module], params: Iterable[Tensor]
+) -> list[dict[Any, Any]]:
+    """Return the tables of hooks that act on gradients, of parameters and of modules."""
+    tables = [getattr(each, "_backward_hooks", None) for each in (*params, *parts)]
+    tables += [getattr(each, "_backward_pre_hooks", None) for each in parts]
+    return [table for table in tables if table]
 
 
 def _names(module: nn.Module, *, unique: bool) -> int:

@@ -3,10 +3,9 @@
 Letters: t the step; p the number of trainable parameters; N the number of training examples.
 """
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +15,20 @@ from hyperopt_dl.batches import Batch, Batches, Source
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.init_scale import InitScale
-from hyperopt_dl.network import Network, Reads, Weights
+from hyperopt_dl.network import Network, flat
+from hyperopt_dl.networks import Networks
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.options import Value
 from hyperopt_dl.optimizers.ranges import check_ranges, factors_read
 from hyperopt_dl.optimizers.resolve import resolve
-from hyperopt_dl.seeds import derive, seeded
+from hyperopt_dl.predictions import predictions
+from hyperopt_dl.recorded_inputs import gradient_with_graph, records, value_with_graph
+from hyperopt_dl.recorded_step import check_value, is_reentrant, plain_gradient
+from hyperopt_dl.seeds import BesideTorch, derive, seeded
 from hyperopt_dl.space import Dimension
-from hyperopt_dl.supervised_arguments import checked_online, described, positive, steps_of
+from hyperopt_dl.state_entries import BUFFER, FROZEN, SLOT, packed, slots_of, unpack
+from hyperopt_dl.supervised_arguments import check_parts, checked_online, positive, steps_of
 from hyperopt_dl.training import NOT_REPLAYED, HParams, Online, State
-
-KEPT_NETWORKS = 8
-FROZEN, BUFFER, SLOT = "frozen/", "buffer/", "optimizer/"
-"""How the names in a state begin, beside ``params`` and ``seed``."""
 
 
 class Supervised:
@@ -37,9 +37,8 @@ class Supervised:
     Everything a step does follows from ``(state, hparams, t)``: the batch and the dropout masks
     from the run's seed and t, BatchNorm's statistics from the state.
 
-    BatchNorm's running statistics are constants to a derivative, as they are to torch. A
-    hypergradient of a validation loss that uses them leaves out how they move with the
-    hyperparameters; with ``track_running_stats=False``, GroupNorm or LayerNorm it is exact.
+    Buffers that depend on the weights of earlier steps, such as BatchNorm's running statistics and
+    the vectors of spectral normalization, are a part of the state and carry their derivative on.
 
     Hyperparameters enter by name, through any of these doors:
 
@@ -54,8 +53,8 @@ class Supervised:
         loss: ``loss(output, target)`` or ``loss(output, target, hp)``, a 0-dim tensor.
         optimizer: A twin from ``hyperopt_dl.optimizers``.
         train: ``(x, ..., y)`` tensors, or an indexable data set of such tuples; the last entry is
-            the target, the others are the model's positional arguments. Tensors keep their dtype
-            and are moved to the run's device once.
+            the target, the others are the model's positional arguments. Each may be a mapping or a
+            tuple of tensors. Tensors keep their dtype and are moved to the run's device once.
         validation: The same; the trial's value and the outer objective come from it.
         test: The same, or ``None``; looked at once, when a trial ends, and never used for a choice.
         steps: The number of optimizer steps. Give this or ``epochs``.
@@ -77,6 +76,9 @@ class Supervised:
         online: An online tuner, ``online.Forward`` or ``online.Descent``, that moves the options of
             the optimizer during each trial. Such a training is run by studies alone: a step does
             not follow from its state, so it can be neither replayed nor differentiated.
+        buffers: Whether buffers (and frozen parameters that a step writes into) are ``"state"``,
+            with a derivative, or ``"constant"`` to a hypergradient, which then leaves out how they
+            move with the hyperparameters.
         evaluation_batch_size: Examples that pass through the model at once in an evaluation;
             outputs are joined before the loss and the metrics are taken, so it changes memory, not
             numbers.
@@ -105,32 +107,13 @@ class Supervised:
         report_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
         online: Online | None = None,
+        buffers: Literal["state", "constant"] = "state",
         evaluation_batch_size: int = 4096,
     ) -> None:
-        if not callable(model) or not callable(loss) or isinstance(loss, type):
-            raise TrainingError(
-                f"model must be an nn.Module or a factory, and loss a function; got "
-                f"{type(model).__name__} and {loss!r}."
-            )
-        if isinstance(optimizer, type) or not isinstance(optimizer, Optimizer):
-            raise TrainingError(
-                f"optimizer must be a twin such as hyperopt_dl.optimizers.SGD(lr='lr'), got "
-                f"{described(optimizer)}. torch.optim writes in place and cannot be replayed."
-            )
-        if not (weights is None or isinstance(weights, str)):
-            raise TrainingError(
-                f"weights must be the name of a hyperparameter, got {type(weights).__name__}. "
-                f"Pass the weights as that hyperparameter's value."
-            )
-        if not (metrics is None or isinstance(metrics, Mapping)) or "loss" in (metrics or {}):
-            raise TrainingError(
-                f"metrics must map names other than 'loss', which is there anyway, to functions; "
-                f"got {metrics!r}."
-            )
-        if not (early_stopping is None or isinstance(early_stopping, EarlyStopping)):
-            raise TrainingError(
-                f"early_stopping must be EarlyStopping(patience=...), got {early_stopping!r}."
-            )
+        check_parts(model, loss, optimizer, weights, metrics, early_stopping)
+        if buffers not in ("state", "constant"):
+            raise TrainingError(f"buffers must be 'state' or 'constant', got {buffers!r}.")
+        self.buffers = buffers
         self._model = model
         self.optimizer = optimizer
         self._weights = weights
@@ -149,7 +132,8 @@ class Supervised:
             "report_every", max(1, self.steps // 10) if report_every is None else report_every
         )
         self.early_stopping = early_stopping
-        self._networks: list[tuple[torch.device, Reads, Network]] = []
+        self._networks = Networks(model)
+        self.beside = BesideTorch()
         known = {"loss", *self._metrics}
         if early_stopping is not None and early_stopping.metric not in known:
             raise TrainingError(
@@ -159,9 +143,6 @@ class Supervised:
         self.online = online
         if online is not None:
             checked_online(online).check(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_networks": []}
 
     @property
     def hparams(self) -> frozenset[str]:
@@ -197,6 +178,9 @@ class Supervised:
         if self.online is not None:
             self.online.check_space(space)
 
+    evaluates = False
+    """Whether the module is in evaluation mode when it computes ``inner_loss``."""
+
     @property
     def in_memory(self) -> bool:
         """Whether the training data are tensors: to take a batch of them draws nothing."""
@@ -210,8 +194,8 @@ class Supervised:
     def init(self, hparams: HParams, *, seed: int, device: torch.device | str) -> State:
         """Return the state before step 0: parameters ``[p]``, slots, buffers and the seed."""
         device = torch.empty(0, device=device).device  # "cuda" is "cuda:0", or another by now
-        network = self._build(hparams, seed, device)
-        weights = network.weights()
+        network = self._networks.build(hparams, seed, device)
+        weights = network.weights(device)
         return {
             "params": self._init_scale(weights.params, network.layout, hparams),
             **{FROZEN + name: value for name, value in weights.frozen.items()},
@@ -226,51 +210,103 @@ class Supervised:
         A graph is recorded only where gradients are enabled and the state or a hyperparameter
         requires one; the gradient of the training loss is then differentiable itself.
         """
-        recording = torch.is_grad_enabled() and any(
-            isinstance(value, Tensor) and value.requires_grad
-            for value in (*state.values(), *hparams.values())
-        )
-        params = state["params"]
         network = self.network(state, hparams)
-        with torch.enable_grad(), self.draws(state, t):
-            leaf = params if params.requires_grad else params.detach().requires_grad_()
-            weights = unpack(state)._replace(params=leaf)
-            loss, buffers = self.inner_loss(network, weights, self.batch(state, t), hparams)
-            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=recording)
-        with torch.set_grad_enabled(recording):
+        if records(state, hparams):
+            gradient, others = gradient_with_graph(
+                network,
+                state,
+                hparams,
+                lambda given: self.inner_loss(network, self.batch(state, t), given),
+                lambda: self.draws(state, t),
+                constant=self.buffers == "constant",
+            )
             options = self.options(state, network, hparams, t)
-            return self.update(state, gradient, buffers, options, t)
+            return self.update(state, gradient, others, options, t)
+        try:
+            state, gradient, others = self._forward_and_back(network, state, hparams, t)
+        except RuntimeError as error:
+            if network.by_backward or not is_reentrant(error):
+                raise
+            network.by_backward = True
+            return self.step(state, hparams, t)
+        options = self.options(state, network, hparams, t)
+        with torch.no_grad():
+            return self.update(state, gradient, others, options, t)
+
+    def _forward_and_back(
+        self, network: Network, state: State, hparams: HParams, t: int
+    ) -> tuple[State, Tensor, State]:
+        """Return the state that is stepped from, the gradient ``[p]``, and what else has moved."""
+        with (
+            torch.enable_grad(),
+            self.draws(state, t),
+            network.holding(unpack(state), training=True) as held,
+        ):
+            batch = self.batch(state, t)
+            with self.beside.watching(t):
+                loss = self.inner_loss(network, batch, hparams)
+            check_value(loss)
+            parts = plain_gradient(loss, held.params, by_backward=network.by_backward)
+            if held.written():  # by the forward pass, as an embedding with max_norm does
+                state = {**state, "params": held.vector()}
+            return state, flat(parts), packed(network.after())
 
     def network(self, state: State, hparams: HParams) -> Network:
         """Return the structure that a state belongs to."""
-        device = state["params"].device
-        for place, reads, network in self._networks:
-            if place == device and reads.agree(hparams):
-                reads.turn_to(hparams)
-                return network
-        return self._build(hparams, int(state["seed"]), device)
+        return self._networks.of(hparams, int(state["seed"]), state["params"].device)
+
+    def modelled(self, state: State, hparams: HParams, names: Iterable[str]) -> list[str]:
+        """Return those of some hyperparameters that the model itself depends on.
+
+        A factory sees plain numbers: no derivative goes through it. What it has looked at is moved
+        a little; where neither weights nor the loss of step 0 change, it does not matter.
+        """
+        weights, seed, device = unpack(state), int(state["seed"]), state["params"].device
+        found = []
+
+        def of(given: HParams) -> tuple[Tensor, ...]:
+            network = self._networks.apart().build(given, seed, device)
+            start = network.weights(device)
+            with (
+                torch.enable_grad(),
+                self.draws(state, 0),
+                network.holding(weights, training=True),
+            ):
+                loss = self.inner_loss(network, self.batch(state, 0), hparams)
+            return (loss.detach(), start.params, *start.frozen.values(), *start.buffers.values())
+
+        for name in self._networks.looked_at().intersection(names):
+            moved = hparams[name].detach() * 1.001 + 1e-6
+            pairs = list(zip(of(hparams), of({**hparams, name: moved}), strict=True))
+            if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+                found.append(name)
+        return found
 
     def draws(self, state: State, t: int) -> AbstractContextManager[None]:
-        """Return the context in which everything random of step ``t`` is drawn."""
-        return seeded(derive(int(state["seed"]), "step", t), state["params"].device)
+        """Return the context in which everything random of step ``t`` is drawn.
+
+        Python's and numpy's generators are started too, but where tensors are the data and the
+        steps before have not drawn from them.
+        """
+        key = derive(int(state["seed"]), "step", t)
+        everywhere = not self.in_memory or self.beside.looks(t)
+        return seeded(key, state["params"].device, everywhere=everywhere)
 
     def batch(self, state: State, t: int, *, shared: bool = False) -> Batch:
         """Return the batch of step ``t`` where the state is; ``shared`` as for ``Batches.at``."""
         device = state["params"].device
         return self._train.at(int(state["seed"]), t, device, shared=shared)
 
-    def inner_loss(
-        self, network: Network, weights: Weights, batch: Batch, hparams: HParams
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the training loss on a batch, and the buffers after the forward pass."""
-        output, buffers = network(weights, batch.inputs, training=True)
+    def inner_loss(self, network: Network, batch: Batch, hparams: HParams) -> Tensor:
+        """Return the training loss on a batch, by the weights that the module holds."""
+        output = network.module(*batch.inputs)
         loss = self._loss(output, batch.target, hparams)
         if self._weights is None:
-            return losses.scalar(loss), buffers
+            return losses.scalar(loss)
         weight = losses.weights_of(self._weights, hparams, self._train.size).to(
             batch.examples.device
         )
-        return losses.weighted_mean(loss, weight[batch.examples]), buffers
+        return losses.weighted_mean(loss, weight[batch.examples])
 
     def options(self, state: State, network: Network, hparams: HParams, t: int) -> dict[str, Value]:
         """Return the optimizer's options at step ``t``: numbers, 0-dim tensors or ``[p]``.
@@ -286,50 +322,58 @@ class Supervised:
         self,
         state: State,
         gradient: Tensor,
-        buffers: Mapping[str, Tensor],
+        others: Mapping[str, Tensor],
         options: Mapping[str, Value],
         t: int,
     ) -> State:
-        """Return the state after the optimizer's step along a gradient ``[p]``."""
+        """Return the state after the optimizer's step along a gradient ``[p]``.
+
+        ``others`` are the entries that the forward pass has made, such as buffers.
+        """
         params, slots = self.optimizer.update(
             state["params"], gradient, slots_of(state), options, t
         )
         return {
             **state,
             "params": params,
-            **{BUFFER + name: value for name, value in buffers.items()},
+            **others,
             **{SLOT + name: value for name, value in slots.items()},
         }
 
     def loss(self, state: State, hparams: HParams) -> Tensor:
         """Return the validation loss, a 0-dim tensor."""
-        output, target = self._predict(self._validation, state, hparams)
-        return losses.scalar(self._validation_loss(output, target, hparams))
+        network = self.network(state, hparams)
+        if records(state, hparams):
+            return value_with_graph(
+                network, state, hparams, lambda given: self._validate(network, state, given)
+            )
+        with torch.no_grad(), network.holding(unpack(state), training=False):
+            return self._validate(network, state, hparams)
 
     def held_out(self, batch_size: int | None) -> Batches:
         """Return the validation data in batches, for an online tuner to look at."""
         return self._validation.resized(batch_size)
 
-    def outer_loss(
-        self, network: Network, weights: Weights, batch: Batch, hparams: HParams
-    ) -> Tensor:
-        """Return the validation loss on a batch, a 0-dim tensor."""
-        output, _ = network(weights, batch.inputs, training=False)
+    def outer_loss(self, network: Network, batch: Batch, hparams: HParams) -> Tensor:
+        """Return the validation loss on a batch, by the weights that the module holds."""
+        output = network.module(*batch.inputs)
         return losses.scalar(self._validation_loss(output, batch.target, hparams))
 
     def metrics(self, state: State, hparams: HParams) -> dict[str, float]:
         """Return the metrics on the validation set."""
         if not self._metrics:
             return {}
-        with torch.no_grad():
-            return self._measure(*self._predict(self._validation, state, hparams))
+        network = self.network(state, hparams)
+        with torch.no_grad(), network.holding(unpack(state), training=False):
+            return self._measure(*self._predict(self._validation, network, state))
 
     def test_metrics(self, state: State, hparams: HParams) -> dict[str, float]:
         """Return ``"loss"`` and the metrics on the test set; nothing where there is no test set."""
         if self._test is None:
             return {}
-        with torch.no_grad():
-            output, target = self._predict(self._test, state, hparams)
+        network = self.network(state, hparams)
+        with torch.no_grad(), network.holding(unpack(state), training=False):
+            output, target = self._predict(self._test, network, state)
             loss = losses.scalar(self._validation_loss(output, target, hparams))
             return {"loss": float(loss), **self._measure(output, target)}
 
@@ -338,58 +382,16 @@ class Supervised:
 
         It is an ordinary module of its own: save its ``state_dict``, or train it further.
         """
-        return self.network(state, hparams).module(unpack(state))
+        return self.network(state, hparams).copy(unpack(state))
 
-    def _predict(self, data: Batches, state: State, hparams: HParams) -> tuple[Any, Any]:
-        device = state["params"].device
-        network = self.network(state, hparams)
-        outputs, targets = [], []
-        with seeded(derive(int(state["seed"]), "evaluate"), device):
-            for batch in data.chunks(self._evaluation_batch_size, device):
-                outputs.append(network(unpack(state), batch.inputs, training=False)[0])
-                targets.append(batch.target)
-        if len(outputs) == 1:
-            return outputs[0], targets[0]
-        if not isinstance(outputs[0], Tensor):
-            raise TrainingError(
-                f"A model that returns a {type(outputs[0]).__name__} must be evaluated in one "
-                f"piece: set evaluation_batch_size to {data.size} or more."
-            )
-        return torch.cat(outputs), torch.cat(targets)
+    def _validate(self, network: Network, state: State, hparams: HParams) -> Tensor:
+        output, target = self._predict(self._validation, network, state)
+        return losses.scalar(self._validation_loss(output, target, hparams))
+
+    def _predict(self, data: Batches, network: Network, state: State) -> tuple[Any, Any]:
+        key, device = derive(int(state["seed"]), "evaluate"), state["params"].device
+        with seeded(key, device):
+            return predictions(network.module, data, device, self._evaluation_batch_size)
 
     def _measure(self, output: Any, target: Any) -> dict[str, float]:
         return {name: float(metric(output, target)) for name, metric in self._metrics.items()}
-
-    def _build(self, hparams: HParams, seed: int, device: torch.device) -> Network:
-        """Make the module anew, and keep its structure for the steps to come if it is a new one."""
-        reads = Reads(hparams)
-        with seeded(derive(seed, "init"), torch.device("cpu")):
-            module = (
-                copy.deepcopy(self._model)
-                if isinstance(self._model, nn.Module)
-                else self._model(reads)
-            )
-        if not isinstance(module, nn.Module):
-            raise TrainingError(
-                f"The model factory must return an nn.Module, got {type(module).__name__}."
-            )
-        network = Network(module.to(device))
-        alike = [e for e in self._networks if e[0] == device and e[1].agree(hparams)]
-        if network.loose or not alike:
-            others = [entry for entry in self._networks if entry not in alike]
-            self._networks = [(device, reads, network), *others][:KEPT_NETWORKS]
-        return network
-
-
-def slots_of(state: State) -> dict[str, Tensor]:
-    """Return the optimizer's slots in a state of a ``Supervised``."""
-    return {n.removeprefix(SLOT): v for n, v in state.items() if n.startswith(SLOT)}
-
-
-def unpack(state: State) -> Weights:
-    """Return what the model's output depends on, in a state of a ``Supervised``."""
-    return Weights(
-        state["params"],
-        {n.removeprefix(FROZEN): v for n, v in state.items() if n.startswith(FROZEN)},
-        {n.removeprefix(BUFFER): v for n, v in state.items() if n.startswith(BUFFER)},
-    )

@@ -13,11 +13,14 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 
 # Each room may import from the rooms above it and, where it is a folder, from itself.
 ROOMS = [
-    {"errors", "seeds"},
+    {"errors", "nested", "reads", "seeds"},
+    {"module_checks", "second_derivatives"},
     {"constraints"},
     {"space"},
     {"training", "early_stopping"},
     {"batches", "init_scale", "network", "losses", "optimizers"},
+    {"networks", "predictions", "recorded_step", "state_entries"},
+    {"recorded_inputs"},
     {"supervised_arguments"},
     {"supervised"},
     {"hypergrad", "gp"},

@@ -1,5 +1,6 @@
 """A module as a function of one flat vector, against the module itself."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Network, Reads
+from hyperopt_dl.network import Held, Network, Weights
+from hyperopt_dl.reads import Reads
+from hyperopt_dl.second_derivatives.first_pass import FirstPass
 
 
 def net() -> nn.Sequential:
@@ -52,7 +55,7 @@ def test_weights_are_copies_of_those_of_the_module() -> None:
 
 
 def test_unflattening_gives_views_in_the_shapes_of_the_module() -> None:
-    module = net()
+    module = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2))
     network = Network(module)
     params = network.weights().params
     named = network.unflatten(params)
@@ -61,29 +64,83 @@ def test_unflattening_gives_views_in_the_shapes_of_the_module() -> None:
         assert named[name].untyped_storage().data_ptr() == params.untyped_storage().data_ptr()
 
 
+Call = Callable[[Network, Weights, bool], tuple[Tensor, Weights]]
+
+
+def by_holding(network: Network, weights: Weights, training: bool) -> tuple[Tensor, Weights]:
+    with network.holding(weights, training=training):
+        output, after = network.module(inputs()), network.after()
+        frozen, buffers = ({n: v.detach() for n, v in part.items()} for part in after[1:])
+        return output.detach(), Weights(after.params, frozen, buffers)
+
+
+def by_recording(network: Network, weights: Weights, training: bool) -> tuple[Tensor, Weights]:
+    held = Held(network, network.unflatten(weights.params).values())
+    with network.recording(weights, FirstPass(), held, training=training):
+        return network.module(inputs()), network.after()
+
+
+def by_standing_in(network: Network, weights: Weights, training: bool) -> tuple[Tensor, Weights]:
+    def body() -> tuple[Tensor, Weights]:
+        return network.module(inputs()), network.after()
+
+    return network.standing_in(weights, body, FirstPass(), training=training)
+
+
+CALLS = [by_holding, by_recording, by_standing_in]
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_a_call_gives_the_output_of_the_module(training: bool) -> None:
-    module, network = net(), Network(net())
+@pytest.mark.parametrize("call", CALLS)
+def test_a_module_with_other_weights_computes_what_it_does_with_them(
+    call: Call, training: bool
+) -> None:
+    module, network = net(), Network(other := net())
+    weights = network.weights()
+    with torch.no_grad():
+        for each in other.parameters():
+            each.fill_(9.0)
     module.train(training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         expected = module(inputs())
         torch.manual_seed(3)
-        output, _ = network(network.weights(), (inputs(),), training=training)
-    torch.testing.assert_close(output, expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_call_gives_the_buffers_of_the_module_after_it(training: bool) -> None:
-    module, network = net().train(training), Network(net())
-    module(inputs())
-    weights = network.weights()
-    _, buffers = network(weights, (inputs(),), training=training)
-    assert dict(module.named_buffers()).keys() == buffers.keys()
+        output, after = call(network, weights, training)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0, check_device=False)
+    assert dict(module.named_buffers()).keys() == after.buffers.keys()
     for name, value in module.named_buffers():
-        torch.testing.assert_close(buffers[name], value, rtol=0, atol=0)
-    assert (int(buffers["1.num_batches_tracked"]) == 1) is training
+        torch.testing.assert_close(after.buffers[name], value, rtol=0, atol=0)
     assert int(weights.buffers["1.num_batches_tracked"]) == 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_module_gets_its_own_weights_and_flags_back(call: Call) -> None:
+    module = net().train(False)
+    module.get_parameter("3.bias").requires_grad_(False)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    own = {name: value.data_ptr() for name, value in module.state_dict().items()}
+    network = Network(module)
+    weights = network.weights()
+    call(network, weights._replace(params=torch.zeros_like(weights.params)), True)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert value.data_ptr() == own[name]
+    assert not any(part.training for part in module.modules())
+    assert all(isinstance(each, nn.Parameter) for each in module.parameters())
+
+
+def test_whoever_knows_a_parameter_finds_what_the_module_holds() -> None:
+    module = net()
+    network, kept = Network(module), list(module.parameters())
+    weights = network.weights()
+    with network.holding(weights._replace(params=weights.params + 1), training=True) as held:
+        for param, piece in zip(kept, network.unflatten(weights.params).values(), strict=True):
+            assert torch.equal(param.detach(), piece + 1)
+        assert held.written() is None
+        with torch.no_grad():
+            kept[1].zero_()
+        assert held.written() == "0.bias"
+        assert torch.equal(held.vector()[12:15], torch.zeros(3))
 
 
 class Remembering(nn.Module):
@@ -101,35 +158,13 @@ class Remembering(nn.Module):
         return self.last.sum()
 
 
-def test_a_buffer_that_is_assigned_to_comes_back_without_a_derivative() -> None:
-    network = Network(Remembering())
-    weights = network.weights()
-    output, buffers = network(
-        weights._replace(params=weights.params.requires_grad_()), (inputs(),), training=True
-    )
-    assert output.requires_grad
-    assert not buffers["last"].requires_grad
-    assert torch.equal(buffers["last"].sum(), output)
-
-
-def test_a_call_uses_the_weights_that_it_is_given() -> None:
-    network = Network(net())
-    weights = network.weights()
-    zero = weights._replace(params=torch.zeros_like(weights.params))
-    output, _ = network(zero, (inputs(),), training=False)
-    assert torch.equal(output, torch.zeros(6, 2))
-
-
-def test_the_gradient_of_a_frozen_parameter_is_not_taken() -> None:
-    module = net()
-    module.get_parameter("0.weight").requires_grad_(False)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_buffer_that_is_assigned_to_is_the_assigned_one_after_the_step(call: Call) -> None:
+    module = Remembering()
     network = Network(module)
-    weights = network.weights()
-    leaf = weights.params.requires_grad_()
-    output, _ = network(weights, (inputs(),), training=False)
-    (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
-    assert gradient.shape == (3 + 3 + 3 + 6 + 2,)
-    assert not weights.frozen["0.weight"].requires_grad
+    output, after = call(network, network.weights(), True)
+    assert torch.equal(after.buffers["last"].sum(), output)
+    assert torch.equal(module.last, torch.zeros(2))
 
 
 def lazy() -> nn.Module:
@@ -138,6 +173,19 @@ def lazy() -> nn.Module:
 
 def mixed() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+
+
+def overlapping() -> nn.Module:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module.get_parameter("1.weight").data = module.get_parameter("0.weight").data
+    return module
+
+
+def waiting() -> nn.Module:
+    module = nn.Linear(2, 2)
+    weight: Any = module.weight
+    weight.register_post_accumulate_grad_hook(lambda param: None)
+    return module
 
 
 def all_frozen() -> nn.Module:
@@ -150,6 +198,8 @@ def all_frozen() -> nn.Module:
         (nn.ReLU, "a parameter that requires a gradient, ReLU has none"),
         (all_frozen, "a parameter that requires a gradient, Linear has none"),
         (lazy, "must have shapes, ['0.weight', '0.bias'] have none yet"),
+        (overlapping, "'0.weight' and '1.weight' share some, as after a.data = b.data"),
+        (waiting, "'weight' with a hook of register_post_accumulate_grad_hook"),
         (mixed, "share one floating dtype, got ['torch.float32', 'torch.float64']"),
     ],
 )

@@ -180,8 +180,23 @@ def test_a_model_that_returns_a_dictionary_is_evaluated_in_one_piece() -> None:
     torch.testing.assert_close(training.loss(state, {}), plain.loss(expected, {}))
 
 
-def test_a_model_that_returns_a_dictionary_cannot_be_evaluated_in_chunks() -> None:
-    training = supervised(fresh(Named), vectors(), loss=loss_of_named, evaluation_batch_size=3)
+def test_a_dictionary_of_outputs_is_joined_where_it_is_evaluated_in_chunks() -> None:
+    whole, chunks = (
+        supervised(fresh(Named), vectors(), loss=loss_of_named, evaluation_batch_size=size)
+        for size in (10, 3)
+    )
+    state = whole.init({}, seed=0, device="cpu")
+    torch.testing.assert_close(chunks.loss(state, {}), whole.loss(state, {}))
+
+
+class Scored(Named):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        output = super().forward(x)
+        return {**output, "norm": output["logits"].norm()}
+
+
+def test_a_number_among_the_outputs_cannot_be_evaluated_in_chunks() -> None:
+    training = supervised(fresh(Scored), vectors(), loss=loss_of_named, evaluation_batch_size=3)
     with pytest.raises(TrainingError, match=r"dict must .* one piece: .* to 10 or more"):
         training.loss(training.init({}, seed=0, device="cpu"), {})
 

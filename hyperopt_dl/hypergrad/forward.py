@@ -87,10 +87,12 @@ def tangents_of(
             numbers when it is computed again.
     """
     if type(training) is Supervised:  # a subclass may have a step of its own
-        return SplitPush(
+        split = SplitPush(
             training, hparams, seed=seed, device=device, discount=discount, compile=compile
         )
-    if compile:
+        if split.symmetric:
+            return split
+    elif compile:
         raise TrainingError(
             f"compile=True is for a Supervised, got a {type(training).__name__}, whose steps are "
             f"differentiated as a whole. Leave compile out."

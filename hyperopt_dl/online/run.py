@@ -15,7 +15,9 @@ from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.history import OnlineRecord
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent
 from hyperopt_dl.online.torch_twin import max_norm, torch_optimizer
-from hyperopt_dl.supervised import BUFFER, SLOT, Supervised, unpack
+from hyperopt_dl.second_derivatives.first_pass import FirstPass
+from hyperopt_dl.state_entries import SLOT, packed, unpack
+from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import HParams, State
 
 Tuner = TypeVar("Tuner", ForwardTuner, HypergradientDescent)
@@ -85,9 +87,13 @@ class OnlineRun(Generic[Tuner]):
         self.tuner.optimizer.zero_grad()
         with training.draws(state, t):
             batch = training.batch(state, t)
-            loss, buffers = training.inner_loss(network, unpack(state), batch, hparams)
-            self._rest |= {BUFFER + name: value for name, value in buffers.items()}
-            self._step(self.tuner, loss, self._max_norm, lambda: self._validation_loss(t))
+
+            def make() -> None:
+                loss = training.inner_loss(network, batch, hparams)
+                self._rest |= packed(network.after())
+                self._step(self.tuner, loss, self._max_norm, lambda: self._validation_loss(t))
+
+            network.standing_in(unpack(state), make, FirstPass(), training=True)
 
     def _validation_loss(self, t: int) -> Tensor:
         return self._held_out.loss(self._state(), self._hparams, t)

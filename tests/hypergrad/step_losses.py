@@ -1,6 +1,7 @@
 """Losses of one step, of networks of many kinds, to be traced."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hyperopt_dl.hypergrad.traces.eager import Eager
-from hyperopt_dl.hypergrad.traces.traced import Traced
+from hyperopt_dl.hypergrad.traces.agreement import Example
+from hyperopt_dl.hypergrad.traces.eager import Eager, Made
+from hyperopt_dl.hypergrad.traces.traced import Traced, checked, choose
 from hyperopt_dl.network import Network, Weights
+from hyperopt_dl.recorded_step import check_value
+from hyperopt_dl.second_derivatives.first_pass import FirstPass
+from hyperopt_dl.second_derivatives.gradient_graph import GradientGraph
 from hyperopt_dl.seeds import seeded
 
 CPU = torch.device("cpu")
 Tensors = tuple[Tensor, ...]
+PureLoss = Callable[[Tensor, Tensors], tuple[Tensor, Tensors]]
+
+
+class Pure:
+    """A loss that is a pure function ``(x, tensors) -> (value, aux)``."""
+
+    moved: Sequence[int] = ()
+
+    def __init__(self, loss: PureLoss) -> None:
+        self.loss = loss
+
+    def gradient(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
+        leaf, value, aux = self._recorded(x, tuple(t.detach() for t in tensors))
+        (g,) = torch.autograd.grad(value, leaf, materialize_grads=True)
+        return g, tuple(each.detach() for each in aux)
+
+    def record(self, x: Tensor, tensors: Tensors, wrt: Sequence[int]) -> Made:
+        given = tuple(t.detach().requires_grad_(i in wrt) for i, t in enumerate(tensors))
+        leaf, value, aux = self._recorded(x, given)
+        c = [given[i] for i in wrt]
+        graph = GradientGraph(value, [leaf], [], c, FirstPass(), nullcontext)
+        return Made(graph, tuple(each.detach() for each in aux), value)
+
+    def stand_in(self, x: Tensor, tensors: Tensors, body: Any, first: FirstPass) -> Any:
+        value, aux = self.loss(x, tensors)
+        return body(value, aux, ())
+
+    def _recorded(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor, Tensors]:
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value, aux = self.loss(leaf, tensors)
+        check_value(value)
+        return leaf, value, aux
+
+
+def eager_of(loss: PureLoss, *, wrt: Sequence[int] = (), recurrent: bool = False) -> Eager:
+    return Eager(Pure(loss), wrt=wrt, recurrent=recurrent)
+
+
+def chosen(
+    loss: PureLoss, examples: Sequence[Example], seeds: Sequence[int], **how: Any
+) -> Eager | Traced:
+    """The derivatives, once they have been checked."""
+    eager = eager_of(loss, **how)
+    checked(eager, examples[0], seeds[0])
+    return choose(eager, examples, seeds)
 
 
 @dataclass
@@ -46,11 +97,19 @@ class Problem:
             x, {name: next(given) for name in frozen}, {name: next(given) for name in buffers}
         )
         inputs, target, importance, smoothing, l2 = given
-        output, after = self.network(weights, (inputs,), training=True)
+        network = self.network
+
+        def forward() -> tuple[Tensor, Weights]:
+            return network.module(inputs), network.after()
+
+        output, after = network.standing_in(weights, forward, FirstPass(), training=True)
         logp = functional.log_softmax(output, -1)
         hit = logp.gather(1, target[:, None])[:, 0]
         each = (1 - smoothing) * hit + smoothing * logp.mean(-1)
-        return l2 * (x * x).sum() - (importance * each).mean(), tuple(after.values())
+        return l2 * (x * x).sum() - (importance * each).mean(), (
+            *after.frozen.values(),
+            *after.buffers.values(),
+        )
 
     def example(self, seed: int, size: int = 5) -> tuple[Tensor, Tensors, Tensor]:
         g = torch.Generator().manual_seed(seed)
@@ -75,7 +134,7 @@ class Problem:
         return x + 0.1 * noise(x), tensors, noise(x)
 
     def eager(self) -> Eager:
-        return Eager(self.loss, wrt=self.wrt, recurrent=self.recurrent)
+        return eager_of(self.loss, wrt=self.wrt, recurrent=self.recurrent)
 
 
 def vectors(g: torch.Generator, size: int) -> Tensor:

@@ -39,7 +39,7 @@ class Made(NamedTuple):
     slots: dict[str, Tensor]
     dot: dict[str, Tensor]
     loss: Tensor
-    buffers: tuple[Tensor, ...]
+    others: tuple[Tensor, ...]
 
     def agrees(self, other: "Made") -> bool:
         """Return whether two ways to make a step differ by no more than two ways to add up."""
@@ -47,7 +47,7 @@ class Made(NamedTuple):
         return all(close(a, b) for a, b in pairs)
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.x, *self.slots.values(), *self.dot.values(), self.loss, *self.buffers)
+        return (self.x, *self.slots.values(), *self.dot.values(), self.loss, *self.others)
 
 
 class FusedPush:
@@ -98,8 +98,8 @@ class FusedPush:
         n = len(slots)
         after = dict(zip(slots, rest[:n], strict=True))
         dot_after = dict(zip(dot, rest[n : 2 * n + 1], strict=True))
-        value, *buffers = rest[2 * n + 1 :]
-        return Made(x, after, dot_after, value, tuple(buffers))
+        value, *others = rest[2 * n + 1 :]
+        return Made(x, after, dot_after, value, tuple(others))
 
     def _compiled(self, inputs: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> Compiled | None:
         """Return the function for a kind of inputs; a first kind is traced, others have none."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.hypergrad.pushes.push import SplitPush, Tangents, WholePush, inner
+from hyperopt_dl.hypergrad.pushes.push import SplitPush, Tangents, WholePush, inner, vectors
 from hyperopt_dl.hypergrad.steps.held_out import HeldOut
 from hyperopt_dl.hypergrad.steps.step_loss import StepLoss
 from hyperopt_dl.training import State
@@ -92,15 +92,22 @@ class SplitLook:
         held_out, state = HeldOut(push.training, batch_size), push.run.initial()
         self._directions = push.directions
         gathered = push.run.gathered
-        self._loss = StepLoss(held_out, gathered, state, compile=compile, forward=True)
+        self._moving = push.moving
+        self._loss = StepLoss(
+            held_out, gathered, state, compile=compile, forward=True, moves_by=push.moving
+        )
         self.reached = frozenset(self._loss.used)
 
     def __call__(self, state: State, Z: Tangents, t: int) -> Seen:
         """Return E, h and e of s[t + 1] and Z[t + 1]."""
         g, (value, *_) = self._loss.call("gradient", state, t)
-        e, direct = g.split([len(state["params"]), len(g) - len(state["params"])])
+        x, used = state["params"], len(self._loss.used)
+        e, *parts = g.split([len(x), *self._loss.sizes])
         with torch.no_grad():
             h = (Z["params"] @ e).double()
-            if self._loss.used:
-                h += self._directions.matrix(self._loss.used, e).double() @ direct.double()
+            if used:
+                matrix = self._directions.matrix(self._loss.used, e).double()
+                h += matrix @ torch.cat(parts[:used]).double()
+            for name, part in zip(self._moving, parts[used:], strict=True):
+                h += vectors(Z[name]).double() @ part.double()
         return Seen(value, h, [e])

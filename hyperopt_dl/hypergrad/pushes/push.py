@@ -22,7 +22,8 @@ from hyperopt_dl.hypergrad.steps.step_loss import StepLoss
 from hyperopt_dl.hypergrad.steps.whole_step import WholeStep
 from hyperopt_dl.hypergrad.traces.pushforward import Pushforward
 from hyperopt_dl.hypergrad.traces.row_pulls import MOST
-from hyperopt_dl.supervised import BUFFER, SLOT, Supervised, slots_of, unpack
+from hyperopt_dl.state_entries import SLOT, slots_of
+from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State, Training
 
 _OTHER_NUMBERS = (
@@ -140,6 +141,9 @@ class SplitPush(WholePush):
 
     Attributes:
         training: The training.
+        symmetric: Whether the derivative of the gradient is a symmetric matrix: else the tangents
+            are wrong, and those of a ``WholePush`` right.
+        moving: The entries of the state that have a tangent beside the parameters and slots.
     """
 
     def __init__(
@@ -156,6 +160,7 @@ class SplitPush(WholePush):
         self.training = training
         state, gathered = self.run.initial(), self.run.gathered
         self._loss = StepLoss(training, gathered, state, compile=compile, forward=True)
+        self.symmetric, self.moving = self._loss.symmetric, self._loss.moving
         self._inside = self.directions.matrix(self._loss.used, state["params"])
         self.reached.update(self._loss.used)
         layout = self._loss.network.layout
@@ -168,8 +173,8 @@ class SplitPush(WholePush):
     def initial(self) -> tuple[State, Tangents]:
         """Return s[0] and Z[0], of the parameters and of every slot."""
         state, Z = super().initial()
-        moving = {"params": state["params"], **{SLOT + n: v for n, v in slots_of(state).items()}}
-        zeros = {n: v.new_zeros(self.directions.m, len(v)) for n, v in moving.items()}
+        entries = ("params", *(SLOT + name for name in slots_of(state)), *self.moving)
+        zeros = {n: state[n].new_zeros(self.directions.m, *state[n].shape) for n in entries}
         return state, {name: Z.get(name, zero) for name, zero in zeros.items()}
 
     def move(self, values: Mapping[str, float], slopes: Sequence[float]) -> None:
@@ -187,6 +192,7 @@ class SplitPush(WholePush):
         """Return s[t + 1] and Z[t + 1]."""
         slots = slots_of(state)
         dot = {"x": Z["params"], **{name: Z[SLOT + name] for name in slots}}
+        dot |= {name: Z[name] for name in self.moving}
         made, g = None, None
         if self._fused is not None and t > 0:
             made = self._fused(state, dot, slots, t)
@@ -198,21 +204,21 @@ class SplitPush(WholePush):
             if not self._trusted:
                 warnings.warn(_OTHER_NUMBERS, UserWarning, stacklevel=2)
                 self._fused, made = None, expected
-        named = dict(zip(unpack(state).buffers, made.buffers, strict=True)) if made.buffers else {}
         after = {
             **state,
             "params": made.x,
-            **{BUFFER + name: value for name, value in named.items()},
+            **(self._loss.named(state, made.others) if made.others else {}),
             **{SLOT + name: value for name, value in made.slots.items()},
         }
         Z = {"params": made.dot["x"], **{SLOT + n: made.dot[n] for n in slots}}
+        Z |= {name: made.dot[name] for name in self.moving}
         return Pushed(after, Z, made.loss, g)
 
     def _fusing(self, state: State) -> FusedPush | None:
         """Return whole steps as graphs, where the steps after the first one are all alike."""
         options, rule = self._options.at(0), self.training.optimizer
         several = self._options.scheduled or self.directions.m > MOST
-        if several or type(rule) not in RULES or self.discount == 0:
+        if several or self.moving or type(rule) not in RULES or self.discount == 0:
             return None
         if not self._loss.is_pure(state):
             return None
@@ -223,21 +229,42 @@ class SplitPush(WholePush):
 
     def _made(self, state: State, dot: Vectors, slots: Vectors, t: int) -> tuple[Made, Tensor]:
         """Make a step: the loss by its graphs, the rule and its tangents by themselves."""
-        x, rule, dot = state["params"], self.training.optimizer, self._damped(dot)
-        if self.discount == 0 and not self._loss.used:
-            g, (loss, *buffers) = self._loss.call("gradient", state, t)
+        x, rule, dot = state["params"], self.training.optimizer, dict(self._damped(dot))
+        if self.discount == 0 and not self._loss.used and not self.moving:
+            g, (loss, *others) = self._loss.call("gradient", state, t)
             g_dot = torch.zeros_like(dot["x"])
         else:
-            g, (loss, *buffers), saved = self._loss.call("linearize", state, t)
-            both = torch.cat([dot["x"], self._inside], 1) if self._loss.used else dot["x"]
-            g_dot = saved.pull_rows(both)[:, : len(x)]
+            g, (loss, *others), saved = self._loss.call("linearize", state, t)
+            pulled = saved.pull_rows(self._along(dot))
+            g_dot = pulled[:, : len(x)]
+            dot |= self._moved(pulled, state)
         g, options = g[: len(x)], self._options.at(t)
         seeds = self._seeds_of(options)
         step = Step(self.directions.m, x, g, g_dot, slots, t + 1, options.plain, seeds)
+        own = {name: dot[name] for name in ("x", *slots)}
         with torch.no_grad():
-            dot_after = push_rule(rule, dot, step)
+            dot_after = push_rule(rule, own, step)
             x_after, after = rule.update(x, g, slots, options.plain, t)
-        return Made(x_after, after, dot_after, loss, tuple(buffers)), g
+        dot_after |= {name: dot[name] for name in self.moving}
+        return Made(x_after, after, dot_after, loss, tuple(others)), g
+
+    def _along(self, dot: Vectors) -> Tensor:
+        """Return the tangents of x̃ by rows: of x, of λ, of what moves; none of s."""
+        if not self._loss.sizes:
+            return dot["x"]
+        moving = [vectors(dot[name]) for name in self.moving]
+        rows = torch.cat([dot["x"], self._inside, *moving], 1)
+        of_s = sum(self._loss.sizes) + len(dot["x"][0]) - rows.shape[1]
+        return torch.cat([rows, rows.new_zeros(len(rows), of_s)], 1) if of_s else rows
+
+    def _moved(self, pulled: Tensor, state: State) -> Vectors:
+        """Return the tangents of what moves beside the parameters, the last part of a product."""
+        if not self.moving:
+            return {}
+        sizes = self._loss.sizes[len(self._loss.used) :][: len(self.moving)]
+        parts = torch.split(pulled[:, pulled.shape[1] - sum(sizes) :], sizes, 1)
+        named = zip(self.moving, parts, strict=True)
+        return {name: _shaped(part, state[name]) for name, part in named}
 
     def _seeds_of(self, options: Options) -> Seeds:
         """Return how the coordinates move the options.
@@ -252,6 +279,19 @@ class SplitPush(WholePush):
             self.reached |= reached
         self._seeds = self.directions.along(self._in_options)
         return self._seeds
+
+
+def vectors(tangents: Tensor) -> Tensor:
+    """Return tangents as vectors, of complex entries the pairs of their parts."""
+    real = torch.view_as_real(tangents) if tangents.is_complex() else tangents
+    return real.reshape(len(tangents), -1)
+
+
+def _shaped(rows: Tensor, like: Tensor) -> Tensor:
+    """Invert ``_rows`` for the tangents of a tensor."""
+    if like.is_complex():
+        return torch.view_as_complex(rows.reshape(len(rows), *like.shape, 2).contiguous())
+    return rows.reshape(len(rows), *like.shape).to(like.dtype)
 
 
 def inner(rows: Tensor, bar: Tensor) -> Tensor:

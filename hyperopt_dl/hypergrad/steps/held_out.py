@@ -10,9 +10,10 @@ from functools import lru_cache
 from torch import Tensor
 
 from hyperopt_dl.batches import Batch
-from hyperopt_dl.network import Network, Weights
-from hyperopt_dl.seeds import derive, seeded
-from hyperopt_dl.supervised import Supervised, unpack
+from hyperopt_dl.network import Network
+from hyperopt_dl.recorded_inputs import value_with_graph
+from hyperopt_dl.seeds import BesideTorch, derive, seeded
+from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import HParams, State
 
 _below = lru_cache(maxsize=8)(derive)
@@ -29,11 +30,14 @@ class HeldOut:
         TrainingError: The batch size does not fit.
     """
 
+    evaluates = True
+
     def __init__(self, training: Supervised, batch_size: int | None) -> None:
         self._training = training
         self._batches = training.held_out(batch_size)
         self.steps = training.steps
         self.in_memory = self._batches.in_memory
+        self.beside = BesideTorch()
 
     def network(self, state: State, hparams: HParams) -> Network:
         """Return the structure that a state belongs to."""
@@ -48,14 +52,15 @@ class HeldOut:
         seed = _below(int(state["seed"]), "validation")
         return self._batches.at(seed, t, state["params"].device, shared=shared)
 
-    def inner_loss(
-        self, network: Network, weights: Weights, batch: Batch, hparams: HParams
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the validation loss on a batch; evaluation makes no new buffers."""
-        return self._training.outer_loss(network, weights, batch, hparams), {}
+    def inner_loss(self, network: Network, batch: Batch, hparams: HParams) -> Tensor:
+        """Return the validation loss on a batch, by the weights that the module holds."""
+        return self._training.outer_loss(network, batch, hparams)
 
     def loss(self, state: State, hparams: HParams, t: int) -> Tensor:
-        """Return the validation loss of the look after step ``t``, a 0-dim tensor."""
-        network = self.network(state, hparams)
+        """Return the validation loss of the look after step ``t``, 0-dim, with its graph."""
+        network, training = self.network(state, hparams), self._training
         with self.draws(state, t):
-            return self._training.outer_loss(network, unpack(state), self.batch(state, t), hparams)
+            batch = self.batch(state, t)
+            return value_with_graph(
+                network, state, hparams, lambda given: training.outer_loss(network, batch, given)
+            )

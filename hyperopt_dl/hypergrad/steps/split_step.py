@@ -1,12 +1,12 @@
 """The derivative of a step of ``Supervised``, split at the gradient.
 
-A step is ``g = ∇ℓ(x)`` followed by the optimizer's rule ``(x, z, g, λ) -> (x', z')``. The adjoint
-passes back through the rule, a few vector operations, and gives u, the adjoint of g; the Hessian
-product ``Hu`` and the mixed products ``u ∂g/∂λ`` are all that is left of the network
-(``hypergrad.step_loss``).
+A step is ``g = ∇ℓ(x)``, with new buffers b', followed by the optimizer's rule ``(x, z, g, λ) ->
+(x', z')``. The adjoint passes back through the rule, a few vector operations, and gives u, the
+adjoint of g; the Hessian product ``Hu`` and the mixed products ``u ∂g/∂λ``, to which the adjoint of
+b' adds a term, are all that is left of the network (``hypergrad.step_loss``).
 
 Letters: x the p parameters; z the optimizer's slots; ℓ the training loss on a batch; g its
-gradient; H its Hessian; u the adjoint of g; λ the hyperparameters.
+gradient; H its Hessian; u the adjoint of g; λ the hyperparameters; b buffers that move.
 """
 
 from collections.abc import Mapping, Set
@@ -21,7 +21,9 @@ from hyperopt_dl.hypergrad.steps.run_options import Options, RunOptions
 from hyperopt_dl.hypergrad.steps.step_loss import StepLoss
 from hyperopt_dl.hypergrad.steps.whole_step import Adjoint, WholeStep
 from hyperopt_dl.hypergrad.traces.eager import Saved, saved_bytes
-from hyperopt_dl.supervised import SLOT, Supervised, slots_of, unpack
+from hyperopt_dl.network import flat
+from hyperopt_dl.state_entries import SLOT, slots_of
+from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State
 
 
@@ -63,14 +65,14 @@ class SplitStep(WholeStep):
 
     def advance(self, state: State, t: int) -> State:
         """Return s[t + 1], without a graph."""
-        g, buffers = self._loss.call("gradient", state, t)
-        return self._update(state, g, buffers, self._options.at(t), t)
+        g, others = self._loss.call("gradient", state, t)
+        return self._update(state, g, others, self._options.at(t), t)
 
     def record(self, state: State, t: int) -> tuple[State, Any]:
         """Return s[t + 1], and what the adjoints of the rule and of the gradient need."""
-        g, buffers, saved = self._loss.call("linearize", state, t)
+        g, others, saved = self._loss.call("linearize", state, t)
         options = self._options.at(t)
-        after = self._update(state, g, buffers, options, t)
+        after = self._update(state, g, others, options, t)
         g = g if self._rule.reads_g else g.new_empty(0)  # a record may be kept for long
         return after, Recorded(self._step(state, g, after, options, t), options, saved)
 
@@ -78,7 +80,7 @@ class SplitStep(WholeStep):
         """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""
         step, options, saved = recorded
         pulled = self._pull_rule(step, options, adjoint)
-        return self._joined(pulled, saved.pull(pulled.u))
+        return self._joined(pulled, saved.pull(self._with_bars(pulled.u, adjoint)))
 
     def pull_between(self, state: State, after: State, t: int, adjoint: Adjoint) -> Adjoint:
         """Return α[t] from s[t] and s[t + 1], without g where the rule's adjoint can do so."""
@@ -89,7 +91,8 @@ class SplitStep(WholeStep):
             return self.pull(Recorded(step, options, saved), adjoint)
         step = self._step(state, state["params"].new_empty(0), after, options, t)
         pulled = self._pull_rule(step, options, adjoint)
-        return self._joined(pulled, self._loss.call("product", state, t, pulled.u))
+        u = self._with_bars(pulled.u, adjoint)
+        return self._joined(pulled, self._loss.call("product", state, t, u))
 
     def gradient(self, used: Set[str]) -> dict[str, Tensor]:
         """Return dE/dλ by name, of all that has been pulled back."""
@@ -106,9 +109,9 @@ class SplitStep(WholeStep):
         return saved_bytes(second.saved, [*held, *after.values()]) + state
 
     def _update(
-        self, state: State, g: Tensor, buffers: tuple[Tensor, ...], options: Options, t: int
+        self, state: State, g: Tensor, others: tuple[Tensor, ...], options: Options, t: int
     ) -> State:
-        named = dict(zip(unpack(state).buffers, buffers, strict=True)) if buffers else {}
+        named = self._loss.named(state, others) if others else {}
         with torch.no_grad():
             return self._supervised.update(state, g, named, options.plain, t)
 
@@ -122,10 +125,23 @@ class SplitStep(WholeStep):
         self._options.add(options, pulled.options)
         return pulled
 
+    def _with_bars(self, u: Tensor, adjoint: Adjoint) -> Tensor:
+        """Return ũ: u, then the adjoints of what moves beside the parameters."""
+        if not self._loss.moving:
+            return u
+        bars = (adjoint.get(name) for name in self._loss.moving)
+        sizes = self._loss.sizes[len(self._loss.used) :]
+        parts = [
+            u.new_zeros(size) if bar is None else flat([bar]).to(u.dtype)
+            for bar, size in zip(bars, sizes, strict=False)
+        ]
+        return torch.cat([u, *parts])
+
     def _joined(self, pulled: Pulled, products: tuple[Tensor, tuple[Tensor, ...]]) -> Adjoint:
         """Return the adjoint of the state, by the rule and by the gradient."""
         Hu, mixed = products
-        for name, product in zip(self._loss.used, mixed, strict=True):
+        for name, product in zip(self._loss.used, mixed, strict=False):
             self.gathered.add(name, product)
         slots = {SLOT + name: value for name, value in pulled.slots.items()}
-        return {"params": pulled.x + Hu, **slots}
+        moving = zip(self._loss.moving, mixed[len(self._loss.used) :], strict=True)
+        return {"params": pulled.x + Hu, **slots, **dict(moving)}

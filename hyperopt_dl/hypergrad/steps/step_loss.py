@@ -4,13 +4,15 @@ The loss of step t is a function of the parameters and of everything else that i
 parameters, buffers, the batch, hyperparameters. Its derivatives are traced once and replayed
 (``hypergrad.traces.traced``), or, in a run too short for a trace, taken by autograd.
 
-Reverse mode differentiates the loss in x. Forward mode also needs how g moves with the
-hyperparameters λ inside the loss: there the loss is a function of ``x̃ = (x, δ)``, with λ + δ in the
-place of λ at δ = 0. With ``ũ = (z, e)`` the Hessian product ``H̃ũ`` then begins with
-``Hz + (∂g/∂λ) e``, the derivative of g along both, in one pull; and g has ``∂ℓ/∂λ`` behind it.
+Reverse mode differentiates the loss in x, forward mode in x̃ (``module_loss``): so it also sees how
+g moves with hyperparameters inside the loss and with buffers, and how buffers move.
 
-Letters: x the p parameters; λ the hyperparameters that the loss reads, of q entries; ℓ the loss on
-a batch; g its gradient; H its Hessian; t the step.
+What a run does is looked at before it begins: what the loss reads, what moves beside the
+parameters, and whether the derivatives are right. What is found is remembered for all runs of the
+structure, and so is what was wrong.
+
+Letters: x the p parameters; λ the hyperparameters that the loss reads; b the buffers that move; g
+the gradient; t the step.
 """
 
 from collections.abc import Hashable, Sequence
@@ -20,19 +22,28 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.batches import Batch
+from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.steps.held_out import HeldOut
 from hyperopt_dl.hypergrad.steps.leaves import Gathered
-from hyperopt_dl.hypergrad.traces.agreement import Example
-from hyperopt_dl.hypergrad.traces.eager import Eager, Loss, Tensors
+from hyperopt_dl.hypergrad.steps.module_loss import ModuleLoss
+from hyperopt_dl.hypergrad.steps.outer_check import check_outer_loss
+from hyperopt_dl.hypergrad.traces.agreement import Example, disagreement, must_be_derivative
+from hyperopt_dl.hypergrad.traces.eager import Eager, explaining
 from hyperopt_dl.hypergrad.traces.graphs import Graphs
 from hyperopt_dl.hypergrad.traces.traced import Traced, checked, choose
-from hyperopt_dl.network import Weights
+from hyperopt_dl.nested import only_tensors, tensors_in
+from hyperopt_dl.network import Held, Weights
+from hyperopt_dl.second_derivatives.first_pass import FirstPass
+from hyperopt_dl.second_derivatives.substitutes import Substitutes
 from hyperopt_dl.seeds import derive
-from hyperopt_dl.supervised import Supervised, unpack
+from hyperopt_dl.state_entries import entry_of, packed, unpack
+from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State
 
 PROBES = 3
 """How many inputs, different in everything, a trace is compared on before it is believed."""
+PROBED_EVERY = 2000
+"""Of so many steps one, at random, is looked at again, which takes about 20 times as long."""
 KEPT_TRACES = 16
 """Sets of structural hyperparameters whose traces are kept for a network."""
 TRACED_FROM = 50
@@ -46,14 +57,22 @@ class StepLoss:
         training: The training, or its validation data.
         gathered: Its hyperparameters.
         state: The state before step 0.
-        compile: Whether the graphs of the loss are compiled, however short the run.
+        compile: Whether the graphs are compiled, however short the run.
         forward: Whether the loss is for forward mode: a function of x̃, whose value comes with its
-            gradient, before the buffers.
+            gradient, before the others.
+        moves_by: The frozen parameters and buffers that move, where it is the validation loss.
+
+    Raises:
+        TrainingError: A step cannot be computed again, or not be differentiated rightly.
 
     Attributes:
         network: The structure that the state belongs to.
         used: The hyperparameters with a derivative that the loss itself depends on.
-        sizes: Their numbers of entries.
+        moving: The frozen parameters and buffers that have a derivative, by their entries in the
+            state.
+        sizes: The numbers of entries that x̃ has beyond x: of δ, β and s.
+        symmetric: Whether the derivative of the gradient is a symmetric matrix, as forward mode
+            needs it.
         key: What two runs of a network share where the same traces serve both.
     """
 
@@ -65,16 +84,33 @@ class StepLoss:
         *,
         compile: bool = False,  # noqa: A002
         forward: bool = False,
+        moves_by: Sequence[str] = (),
     ) -> None:
         self._training = training
         self._gathered = gathered
         self.network = training.network(state, gathered.hparams)
         self._read_only = False
-        self.used = self._used_by_the_loss(state)
-        self.sizes = [gathered.leaves[name].numel() for name in self.used]
+        self._batch: Batch | None = None
+        self._moves = isinstance(training, Supervised) and training.buffers == "state"
+        self.used, moving = self._look(state)
+        self._check_doors(state)
+        self._moves_by = [name.partition("/")[2] for name in moves_by] or moving
+        self._moving = moving
+        weights = unpack(state)
+        self.moving = tuple(entry_of(weights, name) for name in self._moves_by)
+        given = {**weights.frozen, **weights.buffers}
+        self._names = list(given)
+        self.sizes = [
+            *(gathered.leaves[name].numel() for name in self.used),
+            *(_entries(given[name]) for name in self._moves_by),
+            *(_entries(given[name]) for name in moving),
+        ]
         self._forward = forward
-        self._shifted = forward and bool(self.used)
+        self._shifted = forward and bool(self.sizes)
         self.key = self._key_of(compile)
+        self._plain = self._module_loss(state)
+        self._loss = self._module_loss(state, forward=True) if forward else self._plain
+        self.symmetric = self._check(state)
         self._derivatives = self._choose(state, compile)
         self._read_only = self._only_reads(state)
 
@@ -86,10 +122,31 @@ class StepLoss:
                 return getattr(self._derivatives, name)(x, self.tensors(state, t), *more)
         tensors = self.tensors(state, t)
         derivatives = self._derivatives.at(x, tensors)
+        if t and name != "product" and _is_probed(state, t):
+            self._look_again(derivatives, state, t)
         if not derivatives.draws:
             return getattr(derivatives, name)(x, tensors, *more)
         with training.draws(state, t):
             return getattr(derivatives, name)(x, tensors, *more)
+
+    def _look_again(self, derivatives: Eager | Graphs, state: State, t: int) -> None:
+        """See in the middle of a run that derivatives are right, and traces those of the step.
+
+        Raises:
+            TrainingError: They are not.
+        """
+        if not isinstance(self._training, Supervised):
+            return
+        example = self._example(state, t, shifted=False, scaled=False)
+        must_be_derivative(self._eager(self._plain, example), example, t)
+        if isinstance(derivatives, Graphs):
+            example = self._example(state, t, scaled=False)
+            if reason := disagreement(self._eager(self._loss, example), derivatives, example, t):
+                raise TrainingError(
+                    f"A training step must do the same for all weights and data, but at step {t} "
+                    f"{reason}. Likely source: a branch on a value that torch does not see. Run "
+                    f"fewer than {TRACED_FROM} steps, or take the branch by torch.where."
+                )
 
     def is_pure(self, state: State) -> bool:
         """Return whether a step is known to draw nothing and to write into nothing."""
@@ -110,87 +167,160 @@ class StepLoss:
         """Return everything but the parameters that the loss of step t may depend on."""
         weights = unpack(state)
         batch = self._training.batch(state, t, shared=self._read_only)
+        self._plain.batch = self._loss.batch = batch
         return (
             *weights.frozen.values(),
             *weights.buffers.values(),
-            *batch.inputs,
-            batch.target,
-            batch.examples,
+            *tensors_in(tuple(batch)),
             *self._gathered.leaves.values(),  # also those that have no derivative: they may be read
         )
 
-    def _loss(self, state: State, width: int) -> Loss:
-        """Return the training loss as a function of x and of ``width`` tensors of ``tensors``.
-
-        For forward mode, as a function of x̃, with its value before the buffers.
-        """
-        frozen, buffers = (tuple(part) for part in unpack(state)[1:])
-        leaves, hparams = tuple(self._gathered.leaves), self._gathered.hparams
-        training, network = self._training, self.network
-        inputs = width - len(frozen) - len(buffers) - 2 - len(leaves)
-
-        def loss(x: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-            parts = iter(tensors)
-            weights = Weights(
-                x, {name: next(parts) for name in frozen}, {name: next(parts) for name in buffers}
+    def named(self, state: State, others: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return frozen parameters and buffers after a step as entries of a state."""
+        weights = unpack(state)
+        frozen = len(weights.frozen)
+        return packed(
+            Weights(
+                weights.params,
+                dict(zip(weights.frozen, others[:frozen], strict=True)),
+                dict(zip(weights.buffers, others[frozen:], strict=True)),
             )
-            batch = Batch(tuple(next(parts) for _ in range(inputs)), next(parts), next(parts))
-            given = {**hparams, **{name: next(parts) for name in leaves}}
-            value, after = training.inner_loss(network, weights, batch, given)
-            return value, (*([value] if self._forward else []), *after.values())
+        )
 
-        return shifted(loss, self._wrt(width), self.sizes) if self._shifted else loss
+    def _module_loss(self, state: State, *, forward: bool = False) -> ModuleLoss:
+        return ModuleLoss(
+            self._training,
+            self.network,
+            unpack(state),
+            self._gathered.hparams,
+            tuple(self._gathered.leaves),
+            used=self.used,
+            moves_by=self._moves_by,
+            moving=self._moving,
+            forward=forward,
+        )
 
-    def _wrt(self, width: int) -> list[int]:
-        """Return where among ``width`` tensors the hyperparameters stand that the loss uses."""
-        leaves = tuple(self._gathered.leaves)
-        return [width - len(leaves) + leaves.index(name) for name in self.used]
+    def _wrt(self, example: Example) -> list[int]:
+        """Return which tensors of an example have a derivative: λ, then b."""
+        width, leaves = len(example[1]), tuple(self._gathered.leaves)
+        return [
+            *(width - len(leaves) + leaves.index(name) for name in self.used),
+            *(self._names.index(name) for name in self._moves_by),
+        ]
 
-    def _used_by_the_loss(self, state: State) -> tuple[str, ...]:
-        """Return the hyperparameters that the training loss itself depends on."""
-        training, leaves = self._training, self._gathered.leaves
+    def _look(self, state: State) -> tuple[tuple[str, ...], list[str]]:
+        """Return the hyperparameters that the loss depends on, and what moves beside x."""
+        training, leaves, network = self._training, self._gathered.leaves, self.network
+        first, weights = FirstPass(), unpack(state)
+        given = {
+            name: value.detach().requires_grad_(value.is_floating_point() or value.is_complex())
+            for name, value in {**weights.frozen, **weights.buffers}.items()
+        }
+        parts = [{name: given[name] for name in part} for part in weights[1:]]
+        held = Held(network, network.unflatten(weights.params).values())
+        place = Weights(weights.params, *parts)
+        mode = not training.evaluates
         with torch.enable_grad(), training.draws(state, 0):
-            weights = unpack(state)._replace(params=state["params"].detach().requires_grad_())
             batch = training.batch(state, 0)
-            value, _ = training.inner_loss(self.network, weights, batch, self._gathered.hparams)
-        if not value.requires_grad:
-            return ()  # the first gradient says what is wrong
-        found = torch.autograd.grad(value, [*leaves.values()], allow_unused=True)
-        return tuple(n for n, part in zip(leaves, found, strict=True) if part is not None)
+            with (
+                network.recording(place, first, held, training=mode),
+                Substitutes(first, written=network.now().values()),
+                training.beside.watching(0),
+            ):
+                value = training.inner_loss(network, batch, self._gathered.hparams)
+                after = network.after()
+        found = {**after.frozen, **after.buffers}
+        moving = [
+            name
+            for name, tensor in found.items()
+            if tensor.requires_grad and self._moves and not _is_copy(tensor, given[name])
+        ]
+        outputs = [each for each in (value, *(found[n] for n in moving)) if each.requires_grad]
+        if not outputs:
+            return (), moving  # the first gradient says what is wrong
+        bars = [torch.ones_like(each) for each in outputs]
+        with explaining():
+            reached = torch.autograd.grad(outputs, [*leaves.values()], bars, allow_unused=True)
+        used = tuple(n for n, part in zip(leaves, reached, strict=True) if part is not None)
+        return used, moving
+
+    def _check_doors(self, state: State) -> None:
+        """Raise where the model itself depends on a hyperparameter that a derivative is wanted in.
+
+        Looked at once for each set of hyperparameters; what does not matter once does not later.
+        """
+        if not isinstance(self._training, Supervised):
+            return
+        known, names = self.network.derived, tuple(self._gathered.leaves)
+        if ("doors", names) not in known:
+            known["doors", names] = self._training.modelled(state, self._gathered.hparams, names)
+        if found := known["doors", names]:
+            raise TrainingError(
+                f"The model's factory sees hyperparameters as plain numbers, and no derivative "
+                f"goes through it, but the model depends on {found}. Give what the loss or the "
+                f"optimizer reads a name of its own; hold what the factory reads where it is with "
+                f"Hypergradient(fixed={found}) or hypergrad.Constant, or tune it with a black-box "
+                f"tuner."
+            )
+
+    def _check(self, state: State) -> bool:
+        """See that the derivatives are right, once for all runs of a structure.
+
+        Of the validation loss only the first derivative counts.
+        """
+        if not isinstance(self._training, Supervised):
+            return True
+        known, key = self.network.derived, ("checked", *self.key[2:])
+        if key not in known:
+            try:
+                example = self._example(state, 0, shifted=False)
+                known[key] = checked(self._eager(self._plain, example), example, 0)
+                check_outer_loss(self._training, self.network, self._gathered, state, self.moving)
+            except TrainingError as error:
+                known[key] = error
+        if isinstance(known[key], TrainingError):
+            raise known[key]
+        symmetric: bool = known[key]
+        return symmetric
 
     def _choose(self, state: State, compiled: bool) -> Eager | Traced:
         """Return the derivatives of the loss; they are traced once for all runs of a structure."""
+        example = self._example(state, 0)
+        eager = self._eager(self._loss, example)
+        if not self._traces(compiled):
+            return eager
         known = self.network.derived
-        if self.key not in known:
-            given = self._function(state)
-            if self._training.steps < TRACED_FROM and not compiled:
-                if ("checked", self.key) in known:
-                    return Eager(**given)
-                known["checked", self.key] = True
-                return checked(example=self._example(state, 0), seed=0, **given)
-            examples = [self._example(state, t) for t in range(PROBES)]
-            if len(known) >= KEPT_TRACES:
-                known.clear()
-            known[self.key] = choose(
-                examples=examples, seeds=range(PROBES), compile=compiled, **given
-            )
-        derivatives: Eager | Traced = known[self.key]
-        return derivatives
+        if self.key in known:
+            kinds = known[self.key]
+            return eager if kinds is None else Traced(eager, compile=compiled, kinds=kinds)
+        if len(known) >= KEPT_TRACES:
+            known.clear()
+        examples = [example, *(self._example(state, t) for t in range(1, PROBES))]
+        kinds = {}
+        found = choose(eager, examples, range(PROBES), compile=compiled, kinds=kinds)
+        known[self.key] = kinds if isinstance(found, Traced) else None
+        return found
 
-    def _function(self, state: State) -> dict[str, Any]:
-        """Return the loss as ``Eager`` takes it."""
-        with self._training.draws(state, 0):
-            width = len(self.tensors(state, 0))
-        wrt = [] if self._shifted else self._wrt(width)
-        loss = self._loss(state, width)
-        return {"loss": loss, "wrt": wrt, "recurrent": self.network.recurrent}
+    def _traces(self, compiled: bool) -> bool:
+        """Return whether a trace can stand for the step, and pays."""
+        assert self._batch is not None
+        if self.network.scripted or self._training.beside.drawn:
+            return False
+        if not only_tensors(tuple(self._batch)):
+            return False
+        return compiled or self._training.steps >= TRACED_FROM
 
-    def _key_of(self, compiled: bool) -> Hashable:
+    def _eager(self, loss: ModuleLoss, example: Example) -> Eager:
+        wrt = [] if loss is not self._plain else self._wrt(example)
+        return Eager(loss, wrt=wrt, recurrent=self.network.recurrent)
+
+    def _key_of(self, compiled: bool) -> tuple[Hashable, ...]:
         """Return what two runs of a network must share to have the same traces."""
         leaves = tuple(self._gathered.leaves)
         structure = {n: _whole(v) for n, v in self._gathered.hparams.items() if n not in leaves}
         kind = type(self._training), self._forward
-        return compiled, kind, self.used, leaves, repr(sorted(structure.items()))
+        moved = tuple(self._moves_by), tuple(self._moving)
+        return kind, compiled, moved, self.used, leaves, repr(sorted(structure.items()))
 
     def _only_reads(self, state: State) -> bool:
         """Return whether the step is known to leave the batch that it is given as it is."""
@@ -198,37 +328,48 @@ class StepLoss:
             return False
         return not self._derivatives.at(self.at(state["params"]), self.tensors(state, 0)).writes
 
-    def _example(self, state: State, t: int) -> Example:
-        """Return an input of the derivatives that differs from those of other t in everything."""
-        scale = 1 + 0.03 * t
+    def _example(
+        self, state: State, t: int, *, shifted: bool = True, scaled: bool = True
+    ) -> Example:
+        """Return an input of the derivatives, ``scaled`` such that each t differs in everything."""
+        scale = 1 + 0.03 * t if scaled else 1.0
         with self._training.draws(state, t):
             given = self.tensors(state, t)
+        self._batch = self._loss.batch
+        at = self.at(state["params"]) if shifted else state["params"]
         x, *tensors = (
             value.detach() * scale if value.is_floating_point() else value.clone()
-            for value in (self.at(state["params"]), *given)
+            for value in (at, *given)
         )
+        beside = 0 if shifted and self._forward else self._size_of_moving(state)
         generator = torch.Generator().manual_seed(derive(0, "probe", t))
-        u = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        u = torch.randn(len(x) + beside, generator=generator, dtype=x.dtype).to(x.device)
         return x, tuple(tensors), u
 
+    def _size_of_moving(self, state: State) -> int:
+        weights = unpack(state)
+        given = {**weights.frozen, **weights.buffers}
+        return sum(_entries(given[name]) for name in self._moving)
 
-def shifted(loss: Loss, wrt: Sequence[int], sizes: Sequence[int]) -> Loss:
-    """Return ``loss(x, tensors)`` as a function of ``(x̃, tensors)``, x̃ = (x, δ).
 
-    Args:
-        loss: The loss.
-        wrt: Which of ``tensors`` the parts of δ are added to.
-        sizes: The numbers of entries of these.
-    """
+def _is_probed(state: State, t: int) -> bool:
+    """Return whether derivatives are looked at again at this step of a run."""
+    return derive(int(state["seed"]), "look again", t) % PROBED_EVERY == 0
 
-    def of_both(both: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
-        x, *deltas = torch.split(both, [len(both) - sum(sizes), *sizes])
-        moved = list(tensors)
-        for i, delta in zip(wrt, deltas, strict=True):
-            moved[i] = moved[i] + delta.to(moved[i].dtype).view(moved[i].shape)
-        return loss(x, tuple(moved))
 
-    return of_both
+def _entries(tensor: Tensor) -> int:
+    """Return the number of entries, of which a complex one counts two."""
+    return tensor.numel() * (1 + tensor.is_complex())
+
+
+def _is_copy(tensor: Tensor, of: Tensor) -> bool:
+    """Return whether a tensor is what a step was given, or the copy that was made of it."""
+    function = tensor.grad_fn
+    if function is None:
+        return tensor is of
+    if function.name() != "CloneBackward0":
+        return False
+    return getattr(function.next_functions[0][0], "variable", None) is of
 
 
 def _whole(value: Any) -> Any:

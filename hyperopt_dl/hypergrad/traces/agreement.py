@@ -1,7 +1,7 @@
 """Whether a step gives the same numbers again, and the same numbers another way."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from hyperopt_dl.hypergrad.traces.eager import (
     functions_of,
     no_second_derivative,
 )
+from hyperopt_dl.network import flat
 from hyperopt_dl.seeds import seeded
 
 Example: TypeAlias = tuple[Tensor, Tensors, Tensor]
@@ -28,36 +29,34 @@ _ONCE = once_differentiable(lambda _, *grads: grads).__code__
 
 
 class Derivatives(Protocol):
-    """What ``Eager`` and ``Traced`` have in common."""
+    """What ``Eager``, ``Traced`` and ``Graphs`` have in common."""
 
-    def gradient(
-        self, x: Tensor, tensors: Tensors, *, key: Hashable = ()
-    ) -> tuple[Tensor, Tensors]:
-        """Return g and aux."""
+    @property
+    def gradient(self) -> Callable[..., tuple[Tensor, Tensors]]:
+        """From x and tensors to g and aux."""
 
-    def linearize(
-        self, x: Tensor, tensors: Tensors, *, key: Hashable = ()
-    ) -> tuple[Tensor, Tensors, Saved]:
-        """Return g, aux and what ``pull`` needs."""
+    @property
+    def linearize(self) -> Callable[..., tuple[Tensor, Tensors, Saved]]:
+        """From x and tensors to g, aux and what ``pull`` needs."""
 
-    def product(
-        self, x: Tensor, tensors: Tensors, u: Tensor, *, key: Hashable = ()
-    ) -> tuple[Tensor, Tensors]:
-        """Return Hu and the mixed products."""
+    @property
+    def product(self) -> Callable[..., tuple[Tensor, Tensors]]:
+        """From x, tensors and ũ to Hu and the mixed products."""
 
 
 def disagreement(
-    eager: Eager, traced: Derivatives, example: Example, seed: int, key: Hashable
+    eager: Eager, traced: Derivatives, example: Example, seed: int, **more_of_traced: Hashable
 ) -> str | None:
     """Return how the two differ on an example, in words; ``None`` where they do not."""
     x, tensors, u = example
 
     def run(call: Callable[..., Any], *more: Tensor) -> Any:
         with seeded(seed, x.device):
-            return call(x, tuple(map(copied, tensors)), *more, key=key)
+            return call(x, tuple(map(copied, tensors)), *more, **more_of_traced)
 
     tolerance = TRACING.get(x.dtype, 1e-2)
-    g, aux, saved = run(eager.linearize)
+    with seeded(seed, x.device):
+        g, aux, saved = eager.linearize(x, tuple(map(copied, tensors)))
     Hu, mixed = saved.pull(u)
     expected = _named(g, aux, Hu, mixed)
     product = run(traced.product, u)
@@ -87,37 +86,168 @@ def must_replay(eager: Eager, example: Example, seed: int) -> None:
         )
 
 
-def must_be_symmetric(eager: Eager, example: Example, seed: int) -> None:
-    """Raise unless ``v·(Hu) = u·(Hv)``: a Hessian is its own transpose.
+def is_symmetric(eager: Eager, example: Example, seed: int) -> bool:
+    """Return whether ``v·(Hu) = u·(Hv)``, as where g is the gradient of a function.
 
-    A second backward pass that does not belong to the first shows here, without another derivation
-    of the same numbers to hold it against. What is only put in the place of a derivative, such as a
-    straight-through estimator, is symmetric like one.
+    It is not where a gradient is stopped, scaled or reversed on its way, or where a second
+    derivative is wrong.
     """
     x, tensors, u = example
-    v = u.flip(0) + u.abs()
     with seeded(seed, x.device):
         saved = eager.linearize(x, tuple(map(copied, tensors)))[2]
-    Hu, Hv = (saved.pull(each)[0] for each in (u, v))
+    rest = torch.zeros_like(u[len(x) :])
+    u = u[: len(x)]
+    v = u.flip(0) + u.abs()
+    Hu, Hv = (saved.pull(torch.cat([each, rest]))[0] for each in (u, v))
     size = float(u.norm() * Hv.norm() + v.norm() * Hu.norm())
     if not math.isfinite(size):  # a loss that is not finite has no derivative to be wrong
-        return
+        return True
     error = abs(float(v.double() @ Hu.double() - u.double() @ Hv.double()))
-    if not error <= 10 * TRACING.get(x.dtype, 1e-2) * size:
-        raise TrainingError(
-            f"The second derivative of the training loss must be symmetric, but v·(Hu) and u·(Hv) "
-            f"differ by {error:.1e}, at a size of {size:.1e}. Likely source: the backward() of a "
-            f"torch.autograd.Function that calls another one whose backward() is wrong. Write it "
-            f"with differentiable operations."
-        )
+    return error <= 10 * TRACING.get(x.dtype, 1e-2) * size
+
+
+def must_be_derivative(eager: Eager, example: Example, seed: int) -> None:
+    """Raise unless the products are those of the derivative of (g, b), by difference quotients.
+
+    For a direction z of x, and one of the other tensors that are differentiated, the quotient
+    ``q = (f(x + hz) - f(x - hz)) / 2h`` of ``f = (g, b)`` is compared along itself:
+    ``q·Jz = (qJ)·z`` is what one pull gives. A kink between the two points, or rounding, spoils the
+    quotient for one h: the best of several counts, and where rounding says too much, none.
+
+    Raises:
+        TrainingError: They are not.
+    """
+    x, tensors, u = example
+    dtype = x.dtype
+    with seeded(seed, x.device):
+        made = eager.record(x, tuple(map(copied, tensors)))
+    functions = list(functions_of(made.value, *made.graph.outputs()))
+    coarse = any(map(_is_coarse, functions))
+    lengths, tolerance = _COARSE if coarse else _QUOTIENTS.get(dtype, _COARSE)
+    f_sizes = [len(flat([piece])) for piece in made.graph.outputs()]
+
+    def f(x: Tensor, moved: Tensors) -> Tensor:
+        with seeded(seed, x.device):
+            return torch.cat(eager.made(x, tuple(map(copied, moved))))
+
+    for z, dots in _directions(eager, x, tensors, u):
+        errors = []
+        for h in lengths:
+            ahead, behind = (
+                f(x + s * h * z, tuple(t + s * h * dots[i] if i in dots else t
+                                       for i, t in enumerate(tensors)))
+                for s in (1.0, -1.0)
+            )  # fmt: skip
+            q = (ahead - behind).double() / (2 * h)
+            size = 0.5 * float((ahead + behind).double().norm())
+            if not math.isfinite(size):
+                return
+            v = _even(q, f_sizes)
+            x_bar, bars = eager.saved(made).pull(v.to(dtype))
+            pulled = float(x_bar.double() @ z.double()) + sum(
+                float((bar.double() * dots[i].double()).sum())
+                for i, bar in zip(eager.wrt, bars, strict=True) if i in dots
+            )  # fmt: skip
+            expected = float(v @ q)
+            noise = 4 * torch.finfo(dtype).eps * size / h * float(v.norm())
+            largest = max(abs(expected), abs(pulled))
+            if largest <= noise:
+                errors = [0.0]
+                break
+            errors.append((abs(expected - pulled) - noise) / largest)
+            if errors[-1] <= tolerance:
+                break
+        if min(errors) > tolerance:
+            raise _no_derivative(functions, min(errors))
+
+
+def _is_coarse(function: Any) -> bool:
+    """Return whether an operation has a result of half precision, as under autocast."""
+    return any(
+        each.dtype in (torch.bfloat16, torch.float16)
+        for each in getattr(function, "_input_metadata", ())
+    )
+
+
+def _directions(
+    eager: Eager, x: Tensor, tensors: Tensors, u: Tensor
+) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
+    """Yield directions (z, dots) as long as what they move: of x alone, then of the tensors."""
+    z = u[: len(x)].flip(0)
+    yield z * _length(x) / _length(z), {}
+    if eager.wrt:
+        generator = torch.Generator().manual_seed(len(x))
+        noise = {
+            i: torch.randn(tensors[i].shape, generator=generator, dtype=torch.double)
+            for i in eager.wrt
+        }
+        dots = {i: (n * _length(tensors[i])).to(tensors[i]) for i, n in noise.items()}
+        yield torch.zeros_like(x), dots
+
+
+def _length(tensor: Tensor) -> float:
+    """Return the root of the mean square of the entries, or 1 where all are zero."""
+    size = float(tensor.detach().double().abs().square().mean().sqrt()) if tensor.numel() else 0.0
+    return size if size > 0 and math.isfinite(size) else 1.0
+
+
+def _even(q: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return q with the parts made about as long as each other, so that none hides behind one."""
+    parts = torch.split(q, list(sizes))
+    norms = [float(part.norm()) for part in parts]
+    least = 0.03 * max(norms) or 1.0
+    pairs = zip(parts, norms, strict=True)
+    return torch.cat([part / (norm or 1.0) / max(norm, least) for part, norm in pairs])
+
+
+def _no_derivative(functions: Iterable[Any], error: float) -> TrainingError:
+    """Return the error for a step whose second derivative is not that of its gradient."""
+    own = [f._forward_cls.__name__ for f in functions if hasattr(f, "_forward_cls")]
+    own = [name for name in dict.fromkeys(own) if not name.startswith("_")]
+    known = {f.name() for f in functions}
+    named = [remedy for name, remedy in _WRONG.items() if any(name in each for each in known)]
+    reasons = [
+        *named,
+        *(
+            [
+                f"the backward() of the torch.autograd.Function {', '.join(own)}, which is no "
+                f"differentiable function of what it is given or stands for another one (a "
+                f"straight-through estimator): write it with differentiable operations on its "
+                f"inputs"
+            ]
+            if own
+            else []
+        ),
+    ]
+    likely = "; ".join(reasons) or (
+        "values that leave torch and come back, such as x.numpy() or .item(), or a buffer that is "
+        "computed from such: Supervised(buffers='constant') leaves buffers out"
+    )
+    return TrainingError(
+        f"The derivative of a training step must be that of its gradient, but beside difference "
+        f"quotients it is off by {error:.1%}. Likely source: {likely}. Or leave the gradient out: "
+        f"every sampler of Optuna tunes this training too."
+    )
+
+
+_QUOTIENTS = {
+    torch.float64: ((1e-6, 1e-5, 1e-7, 1e-4), 1e-4),
+    torch.float32: ((1e-3, 3e-3, 3e-4, 1e-2), 0.05),
+}
+"""Lengths of a difference, in the order that they are tried, and how far a product may be off."""
+_COARSE = ((0.1, 0.3, 0.03), 0.3)
+_WRONG = {
+    "WeightNorm": "torch's weight norm, whose second derivative is wrong on a CPU: compute "
+    "g * v / v.norm() yourself",
+}
 
 
 def must_have_second_derivatives(eager: Eager, example: Example) -> None:
     """Raise for a function that autograd would take for a constant the second time, silently."""
     x, tensors, _ = example
     with seeded(0, x.device):
-        _, value, _ = eager.record(x, tuple(map(copied, tensors)))
-    for function in functions_of(value):
+        made = eager.record(x, tuple(map(copied, tensors)))
+    for function in functions_of(made.value, *made.graph.outputs()):
         user = getattr(function, "_forward_cls", None)
         if user is not None and getattr(user.backward, "__code__", None) is _ONCE:
             raise no_second_derivative(f"{user.__name__}, once_differentiable,")
@@ -148,18 +278,25 @@ def _difference(
 
     NaN is the same as NaN: a loss that is not finite may well be so each time.
     """
+    eps = torch.finfo(expected["the gradient"].dtype).eps
+    found, expected = ({n: _real(t) for n, t in part.items()} for part in (found, expected))
     sizes = {
         name: float(tensor.nan_to_num(0.0, 0.0, 0.0).abs().max())
         for name, tensor in expected.items()
         if tensor.numel()
     }
-    noise = 100 * torch.finfo(expected["the gradient"].dtype).eps * max(sizes.values())
+    noise = 100 * eps * max(sizes.values())
     for name, size in sizes.items():
-        a, b = found[name].double(), expected[name].double()
+        a, b = found[name], expected[name]
         error = float(torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).max())
         if not error <= tolerance * size + noise:
             return f"{name} by {error:.1e} where its largest entry is {size:.1e}"
     return None
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return the entries as double numbers: flags, counts, and the parts of complex ones too."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
 
 
 def copied(tensor: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from hyperopt_dl.hypergrad.traces.agreement import (
     Example,
     copied,
     disagreement,
-    must_be_symmetric,
+    is_symmetric,
+    must_be_derivative,
     must_have_second_derivatives,
     must_replay,
 )
-from hyperopt_dl.hypergrad.traces.eager import Eager, Loss, Saved
+from hyperopt_dl.hypergrad.traces.eager import Eager, Saved
 from hyperopt_dl.hypergrad.traces.graphs import Graphs, Tensors, trace
 from hyperopt_dl.seeds import seeded
 
@@ -37,12 +38,20 @@ class Traced:
     Args:
         eager: The loss, and the answer where there is no trace.
         compile: Whether the graphs are compiled by TorchInductor, each at its first replay.
+        kinds: The graphs that are known by kind, ``None`` where a kind does not trace: those of
+            another run of the same structure.
     """
 
-    def __init__(self, eager: Eager, *, compile: bool = False) -> None:  # noqa: A002
+    def __init__(
+        self,
+        eager: Eager,
+        *,
+        compile: bool = False,  # noqa: A002
+        kinds: dict[Hashable, Graphs | None] | None = None,
+    ) -> None:
         self._eager = eager
         self._compile = compile
-        self._kinds: dict[Hashable, Graphs | Eager] = {}
+        self.kinds = {} if kinds is None else kinds
 
     def gradient(
         self, x: Tensor, tensors: Tensors, *, key: Hashable = ()
@@ -69,69 +78,60 @@ class Traced:
     def trace(self, x: Tensor, tensors: Tensors, *, key: Hashable = ()) -> None:
         """Trace this kind of input unless that was done; raises what tracing raises."""
         kind = _kind(x, tensors, key)
-        if not isinstance(self._kinds.get(kind), Graphs):
-            self._kinds[kind] = self._trace(x, tensors)
+        if self.kinds.get(kind) is None:
+            self.kinds[kind] = self._trace(x, tensors)
 
     def at(self, x: Tensor, tensors: Tensors, *, key: Hashable = ()) -> Graphs | Eager:
         """Return the graphs for this kind of input, or the eager answer where there are none."""
         kind = _kind(x, tensors, key)
-        if kind not in self._kinds and len(self._kinds) < MAX_TRACES:
+        if kind not in self.kinds and len(self.kinds) < MAX_TRACES:
             ramp = torch.arange(x.numel(), device=x.device)
             moved = x.detach() * (1 + 0.01 * ramp.sin()).to(x.dtype)
-            nearby = (moved, tensors, ramp.cos().to(x.dtype))
+            u = torch.arange(self._eager.entries(x, tensors), device=x.device).cos().to(x.dtype)
+            nearby = (moved, tensors, u)
             try:
-                self._kinds[kind] = self._trace(x, tensors)
-                reason = disagreement(self._eager, self, nearby, 0, key)
+                self.kinds[kind] = self._trace(x, tensors)
+                reason = disagreement(self._eager, self, nearby, 0, key=key)
             except TrainingError:
                 raise
             except Exception as error:
                 reason = _quote(error)
             if reason is not None:
-                self._kinds[kind] = self._eager
+                self.kinds[kind] = None
                 _warn(reason)
-        return self._kinds.get(kind, self._eager)
+        return self.kinds.get(kind) or self._eager
 
     def _trace(self, x: Tensor, tensors: Tensors) -> Graphs:
-        def joint(u: Tensor, x: Tensor, *tensors: Tensor) -> tuple[Tensors, Tensors]:
-            g, aux, saved = self._eager.linearize(x, tensors)
-            Hu, mixed = saved.pull(u)
-            return (g, *aux), (Hu, *mixed)
-
+        u = x.new_ones(self._eager.entries(x, tensors))
         with seeded(0, x.device):  # the caller's generators stay where they are
-            graphs = trace(joint, torch.ones_like(x), copied(x), tuple(map(copied, tensors)))
+            graphs = trace(self._eager.joint, u, copied(x), tuple(map(copied, tensors)))
         return graphs.compiled() if self._compile else graphs
 
 
-def checked(
-    loss: Loss,
-    example: Example,
-    seed: int,
-    *,
-    wrt: Sequence[int] = (),
-    recurrent: bool = False,
-) -> Eager:
-    """Return the eager derivatives, once a step has been seen to replay and to differentiate.
+def checked(eager: Eager, example: Example, seed: int) -> bool:
+    """See that a step can be computed again and is differentiated rightly.
 
-    Costs four eager steps.
+    Costs about ten eager steps.
+
+    Returns:
+        Whether its derivative is a symmetric matrix.
 
     Raises:
-        TrainingError: As ``choose``, but for compiling.
+        TrainingError: It cannot, or is not; or an operator in it has no second derivative.
     """
-    eager = Eager(loss, wrt=wrt, recurrent=recurrent)
     must_replay(eager, example, seed)
     must_have_second_derivatives(eager, example)
-    must_be_symmetric(eager, example, seed)
-    return eager
+    must_be_derivative(eager, example, seed)
+    return is_symmetric(eager, example, seed)
 
 
 def choose(
-    loss: Loss,
+    eager: Eager,
     examples: Sequence[Example],
     seeds: Sequence[int],
     *,
-    wrt: Sequence[int] = (),
-    recurrent: bool = False,
     compile: bool = False,  # noqa: A002
+    kinds: dict[Hashable, Graphs | None] | None = None,
     key: Hashable = (),
 ) -> Eager | Traced:
     """Return the traced derivatives, or the eager ones and a warning where tracing fails.
@@ -139,20 +139,17 @@ def choose(
     Costs one trace, and about two eager steps more than there are examples.
 
     Args:
-        loss: The loss; ``wrt`` and ``recurrent`` as for ``Eager``.
-        examples: ``(x, tensors, u)`` to compare on, about three, in which everything differs.
+        eager: The derivatives by autograd.
+        examples: ``(x, tensors, ũ)`` to compare on, about three, in which everything differs.
         seeds: Where the generators start, a number for each example.
-        wrt: Which of ``tensors`` are differentiated too.
-        recurrent: Whether the model has a recurrent layer.
         compile: Whether the graphs are compiled.
+        kinds: As for ``Traced``.
         key: As in the calls of ``Traced``.
 
     Raises:
-        TrainingError: The loss is another when it is computed again, an operator in it has no
-            second derivative or a wrong one, or the graphs do not compile.
+        TrainingError: The graphs do not compile.
     """
-    eager = checked(loss, examples[0], seeds[0], wrt=wrt, recurrent=recurrent)
-    traced = Traced(eager, compile=compile)
+    traced = Traced(eager, compile=compile, kinds=kinds)
     try:
         reason = probe(eager, traced, examples, seeds, key=key)
     except TrainingError:
@@ -161,6 +158,7 @@ def choose(
         reason = _quote(error)
     if reason is None:
         return traced
+    traced.kinds.clear()
     _warn(reason)
     return eager
 
@@ -179,7 +177,7 @@ def probe(
     """
     for (x, tensors, u), seed in zip(examples, seeds, strict=True):
         traced.trace(x, tensors, key=key)
-        if reason := disagreement(eager, traced, (x, tensors, u), seed, key):
+        if reason := disagreement(eager, traced, (x, tensors, u), seed, key=key):
             return reason
     return None
 

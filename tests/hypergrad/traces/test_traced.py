@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_dl.hypergrad.traces.eager import Eager, saved_bytes
-from hyperopt_dl.hypergrad.traces.traced import Traced, choose
+from hyperopt_dl.hypergrad.traces.traced import Traced
 from hyperopt_dl.seeds import seeded
 from tests.hypergrad.step_losses import (
     CPU,
@@ -18,7 +18,9 @@ from tests.hypergrad.step_losses import (
     Problem,
     Tensors,
     build,
+    chosen,
     close,
+    eager_of,
     trace_of,
     vectors,
 )
@@ -169,7 +171,7 @@ def test_buffers_after_the_step_are_those_of_the_module() -> None:
 def test_float32_agrees_to_its_precision(name: str) -> None:
     problem = replace(build(name), dtype=torch.float32)
     examples = [problem.example(seed) for seed in range(3)]
-    traced = choose(problem.loss, examples, [0, 1, 2], wrt=problem.wrt, recurrent=problem.recurrent)
+    traced = chosen(problem.loss, examples, [0, 1, 2], wrt=problem.wrt, recurrent=problem.recurrent)
     assert isinstance(traced, Traced)
     with seeded(4, CPU):
         Hu, mixed = traced.product(*problem.example(4))
@@ -231,7 +233,7 @@ def indifferent(x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
     return (x**3).sum() + 0 * tensors[0].sum(), ()
 
 
-@pytest.mark.parametrize("make", [Eager, lambda loss, wrt: Traced(Eager(loss, wrt=wrt))])
+@pytest.mark.parametrize("make", [eager_of, lambda loss, wrt: Traced(eager_of(loss, wrt=wrt))])
 def test_what_does_not_matter_has_a_derivative_of_zero(make: Any) -> None:
     x, c, u = torch.randn(3, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     bent, flat, other = make(indifferent, wrt=(0, 1)), make(linear, wrt=()), make(linear, wrt=(0,))
@@ -261,7 +263,7 @@ def test_what_an_mlp_saves_is_about_its_state(eager: bool) -> None:
 
 def test_memory_is_counted_once() -> None:
     x, c = torch.randn(2, 100, dtype=torch.double)
-    for derivatives in (Eager(cubes), Traced(Eager(cubes))):
+    for derivatives in (eager_of(cubes), Traced(eager_of(cubes))):
         saved = derivatives.linearize(x.clone(), (c.clone(),))[2]
         held = {t.data_ptr() for t in saved.tensors() if t.numel() == 100}
         assert saved_bytes(saved) < 800 * len(held) + 100
@@ -271,7 +273,7 @@ def cubes(x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
     return (tensors[0] * x.pow(3)).sum(), ()
 
 
-@pytest.mark.parametrize("create", [Eager, lambda loss: Traced(Eager(loss))])
+@pytest.mark.parametrize("create", [eager_of, lambda loss: Traced(eager_of(loss))])
 def test_a_gradient_keeps_no_activation(create: Any) -> None:
     kept = []
 

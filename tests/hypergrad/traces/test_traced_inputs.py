@@ -5,10 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_dl.hypergrad.traces import traced as engine
-from hyperopt_dl.hypergrad.traces.eager import Eager
-from hyperopt_dl.hypergrad.traces.traced import Traced, choose
+from hyperopt_dl.hypergrad.traces.traced import Traced
 from hyperopt_dl.seeds import seeded
-from tests.hypergrad.step_losses import CPU, Tensors, build, close
+from tests.hypergrad.step_losses import CPU, Tensors, build, chosen, close, eager_of
 
 
 def mean_by_length(x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
@@ -25,29 +24,29 @@ def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensors, Tensor]:
 
 
 def test_a_smaller_last_batch_is_traced_for_itself() -> None:
-    traced = choose(mean_by_length, [batch(8, seed) for seed in range(3)], [0, 1, 2], wrt=(1,))
+    traced = chosen(mean_by_length, [batch(8, seed) for seed in range(3)], [0, 1, 2], wrt=(1,))
     assert isinstance(traced, Traced)
     for size in (8, 3, 8, 3):
         example = batch(size, seed=5)
-        close(traced.product(*example), Eager(mean_by_length, wrt=(1,)).product(*example))
-    assert len(traced._kinds) == 2
+        close(traced.product(*example), eager_of(mean_by_length, wrt=(1,)).product(*example))
+    assert len(traced.kinds) == 2
 
 
 def test_many_sizes_are_computed_eagerly_in_the_end() -> None:
-    traced, eager = Traced(Eager(mean_by_length, wrt=(1,))), Eager(mean_by_length, wrt=(1,))
+    traced, eager = Traced(eager_of(mean_by_length, wrt=(1,))), eager_of(mean_by_length, wrt=(1,))
     for size in (1, 2, 3, 4, 5, 6, 5, 1):
         example = batch(size)
         close(traced.product(*example), eager.product(*example))
-    assert len(traced._kinds) == engine.MAX_TRACES
+    assert len(traced.kinds) == engine.MAX_TRACES
 
 
 def test_other_strides_are_another_kind() -> None:
-    traced, eager = Traced(Eager(mean_by_length)), Eager(mean_by_length)
+    traced, eager = Traced(eager_of(mean_by_length)), eager_of(mean_by_length)
     x, (inputs, weight), u = batch(8)
     for given in (inputs, inputs.t().contiguous().t(), inputs[:1].expand(8, 4)):
         example = (x, (given, weight), u)
         close(traced.product(*example), eager.product(*example))
-    assert len(traced._kinds) == 3
+    assert len(traced.kinds) == 3
 
 
 def test_the_key_tells_apart_what_the_tensors_do_not_show() -> None:
@@ -57,11 +56,11 @@ def test_the_key_tells_apart_what_the_tensors_do_not_show() -> None:
         given = {"0.weight": x.outer(x), "0.bias": x}
         return torch.func.functional_call(module, given, tensors[:1]).square().mean(), ()
 
-    traced, (x, tensors, _) = Traced(Eager(loss)), batch(8)
+    traced, (x, tensors, _) = Traced(eager_of(loss)), batch(8)
     for training in (True, False, True):
         module.train(training)
         with seeded(3, CPU):
-            expected = Eager(loss).gradient(x, tensors)
+            expected = eager_of(loss).gradient(x, tensors)
         with seeded(3, CPU):
             close(traced.gradient(x, tensors, key=training), expected)
 
@@ -74,14 +73,14 @@ def test_autocast_around_a_step_is_traced_and_not_applied_twice() -> None:
             return (inputs @ x.view(6, 6) @ hidden.float().t()).square().mean(), ()
 
     g = torch.Generator().manual_seed(0)
-    traced, eager = Traced(Eager(loss)), Eager(loss)
+    traced, eager = Traced(eager_of(loss)), eager_of(loss)
     for enabled in (True, False, True):
         x, u, inputs = torch.randn(3, 36, generator=g)
         example = (x, (inputs.view(6, 6),), u)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             found, expected = traced.product(*example), eager.product(*example)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert len(traced._kinds) == 2
+    assert len(traced.kinds) == 2
 
 
 def test_one_tensor_given_twice_is_two_inputs() -> None:
@@ -90,9 +89,9 @@ def test_one_tensor_given_twice_is_two_inputs() -> None:
         return (x.square() * a).sum() + 5 * (x.square() * b).sum(), ()
 
     x, a, b, u = torch.randn(4, 3, dtype=torch.double)
-    traced = Traced(Eager(loss, wrt=(0, 1)))
+    traced = Traced(eager_of(loss, wrt=(0, 1)))
     traced.product(x, (a, a), u)
-    close(traced.product(x, (a, b), u), Eager(loss, wrt=(0, 1)).product(x, (a, b), u))
+    close(traced.product(x, (a, b), u), eager_of(loss, wrt=(0, 1)).product(x, (a, b), u))
 
 
 def test_the_callers_settings_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

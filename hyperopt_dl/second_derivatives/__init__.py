@@ -1,0 +1,1 @@
+"""Operations whose second derivatives are those of the step that a network trains by."""
