@@ -117,6 +117,13 @@ class Network:
         self.scripted = any(isinstance(each, torch.jit.ScriptModule) for each in parts)
         self._hooks = _hooks_on_gradients(parts, self.params)
         self._parts = parts
+        self._entries = [
+            (each._parameters, name, param)
+            for each in parts
+            for name, param in each._parameters.items()
+            if param is not None
+        ]
+        self._stood_in = False
         self._writes: frozenset[str] | None = None
         self._lock = threading.RLock()
         self.by_backward = False
@@ -165,7 +172,7 @@ class Network:
             weights: What it holds.
             training: Whether it is in training mode.
         """
-        with self._own(training):
+        with self._own(training), self._by_itself():
             held = Held(self, self.unflatten(weights.params.detach()).values())
             others = {**self.frozen, **self.now()}
             given = self._copied(weights)
@@ -200,7 +207,7 @@ class Network:
             held: What it holds of the trainable parameters.
             training: Whether it is in training mode.
         """
-        with self._own(training), self._acting_in(first), _not_compiled():
+        with self._own(training), self._by_itself(), self._acting_in(first), _not_compiled():
             others = {**self.frozen, **self.now()}
             before = [each.data for each in self.params]
             try:
@@ -231,7 +238,11 @@ class Network:
             for param, piece in zip(self.params, named.values(), strict=True):
                 for hook in (getattr(param, "_backward_hooks", None) or {}).values():
                     piece.register_hook(hook)  # type: ignore[no-untyped-call]
-            found: R = functional_call(self._whole, inside, (body,), tie_weights=self._tied)
+            before, self._stood_in = self._stood_in, True
+            try:
+                found: R = functional_call(self._whole, inside, (body,), tie_weights=self._tied)
+            finally:
+                self._stood_in = before
             return found
 
     def now(self) -> dict[str, Tensor]:
@@ -277,6 +288,23 @@ class Network:
                 f"What a training step writes into must be the same in every step, but the frozen "
                 f"parameters {later} were left alone by the first one. Register them as buffers."
             )
+
+    @contextmanager
+    def _by_itself(self) -> Iterator[None]:
+        """Let the module have its own parameters where other tensors stand in their place."""
+        if not self._stood_in:
+            yield
+            return
+        there = [table[name] for table, name, _ in self._entries]
+        for table, name, param in self._entries:
+            table[name] = param
+        self._stood_in = False
+        try:
+            yield
+        finally:
+            self._stood_in = True
+            for (table, name, _), tensor in zip(self._entries, there, strict=True):
+                table[name] = tensor
 
     def _acting_in(self, first: FirstPass) -> AbstractContextManager[None]:
         return _once(self._hooks, first) if self._hooks else nullcontext()

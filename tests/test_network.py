@@ -143,6 +143,22 @@ def test_whoever_knows_a_parameter_finds_what_the_module_holds() -> None:
         assert torch.equal(held.vector()[12:15], torch.zeros(3))
 
 
+def test_a_module_has_its_own_weights_inside_of_a_step_with_other_ones() -> None:
+    network = Network(net())
+    weights = network.weights()
+    zeros = weights._replace(params=torch.zeros_like(weights.params))
+
+    def body() -> tuple[Tensor, Tensor, Tensor]:
+        with network.holding(weights, training=False):
+            inside = network.module(inputs()).detach()
+        return inside, network.module(inputs()), by_holding(network, weights, False)[0]
+
+    inside, outside, again = network.standing_in(zeros, body, FirstPass(), training=False)
+    assert torch.equal(inside, by_holding(network, weights, False)[0])
+    assert torch.equal(again, inside)
+    assert torch.equal(outside, torch.zeros(6, 2))
+
+
 class Remembering(nn.Module):
     """Assigns what it computed to a buffer, with its graph."""
 
