@@ -31,6 +31,7 @@ from hyperopt_dl.online.probes import (
     must_be_symmetric,
     must_be_the_derivative,
     must_be_twice_differentiable,
+    must_not_read_a_padding_row,
     no_edits,
 )
 from hyperopt_dl.online.products import Parts, checked, gradient, product, says_nothing, vanishes
@@ -412,6 +413,7 @@ class ForwardTuner:
             self._gradients.check_leaves(loss, self._in_loss.tensors)
             check_no_later_hooks(self._params, lambda param: called(self.optimizer, param))
             must_be_twice_differentiable(loss)
+            must_not_read_a_padding_row(loss)
         with no_edits() if look else _AS_IT_IS:
             g = gradient(loss, [*self._params, *self._in_loss.tensors], graph=True)
         if look:

@@ -44,10 +44,7 @@ _KNOWN = {
         "torch's fused weight_norm, whose second derivative is wrong on the CPU. Write the weight "
         "out, g * v / v.norm(dim=1, keepdim=True), in place of weight_norm"
     ),
-    "Embedding": (
-        "nn.Embedding with scale_grad_by_freq, or with a padding_idx whose row is used elsewhere "
-        "too. Leave that option out"
-    ),
+    "Embedding": ("nn.Embedding with scale_grad_by_freq. Leave that option out"),
 }
 _STOPPED = (
     "a detach(), .data, .item() or no_grad() on what depends on the weights: targets of the model "
@@ -93,6 +90,20 @@ def must_be_twice_differentiable(loss: Tensor) -> None:
                 f"Tangents need second derivatives of the training loss, and {user.__name__} is "
                 f"marked as once_differentiable. Write its backward() with differentiable "
                 f"operations, undecorated, set discount=0, or use HypergradientDescent."
+            )
+
+
+def must_not_read_a_padding_row(loss: Tensor) -> None:
+    """Raise a TrainingError where an embedding's padding row, kept from gradients, is used too."""
+    functions = list(functions_of(loss))
+    padded = [f for f in functions if "Embedding" in f.name() and _padding(f) >= 0]
+    weights = [f.next_functions[0][0] for f in padded]
+    for function in functions if padded else ():
+        if function not in padded and any(f in weights for f, _ in function.next_functions):
+            raise TrainingError(
+                "The gradient of the training loss must be that of a function, but an nn.Embedding "
+                "with padding_idx keeps its part from a row of a weight that something else uses "
+                "too, as a tied output layer. Leave padding_idx out, or set discount=0."
             )
 
 
@@ -264,6 +275,12 @@ def _has_half(loss: Tensor) -> bool:
             if entry.dtype in (torch.bfloat16, torch.float16):
                 return True
     return False
+
+
+def _padding(function: Any) -> int:
+    """Return the row that an embedding keeps from gradients, below 0 for none."""
+    row = int(getattr(function, "_saved_padding_idx", -1))
+    return row if row < 2**62 else -1
 
 
 def _sources(loss: Tensor, *, others: bool = True) -> list[str]:

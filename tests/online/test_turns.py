@@ -107,7 +107,8 @@ def descend(tuner_of: Any, build: Any, scaler: Any, *, skip: int | None = None) 
             continue
         optimizer.zero_grad()
         loss = loss32(model, t) * (math.inf if t == skip else 1.0)
-        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+        scaled = loss if scaler is None else scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
         if scaler is not None:
             scaler.unscale_(optimizer)
         tuner.step()
