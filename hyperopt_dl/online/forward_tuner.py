@@ -144,7 +144,7 @@ class ForwardTuner:
         self._start: Snapshot | None = None
         self._good: Snapshot | None = None
         self._probed = self._begun = False
-        self._moved_at = 0
+        self._moved_at = self._resumed_at = 0
         self._layout, self._weights = Layout(optimizer), Weights(optimizer)
         self._rates = Rates(optimizer, self._before_step, self._after_step)
         self._values = Values(optimizer, self.coordinates, self._rates)
@@ -333,6 +333,8 @@ class ForwardTuner:
         self._course.load_state_dict(state["course"])
         self._begun = self._course.begun
         self._moved_at = state["moved_at"]
+        self._resumed_at = self.steps
+        self._probed = False
         self._weights.accept()
         self._values.accept()
         self._rates.scales = list(state["scales"])
@@ -374,7 +376,7 @@ class ForwardTuner:
         filled = (
             [edits[i].g if i in edits else part for i, part in enumerate(own)] if edits else own
         )
-        stale = self._gradients.add(filled, watched=due(self.steps, "gradients"))
+        stale = self._gradients.add(filled, watched=due(self._looked(), "gradients"))
         for block, is_stale in zip(self._blocks, self._split(stale), strict=True):
             block.begin(is_stale)
         m = len(self.coordinates)
@@ -408,7 +410,7 @@ class ForwardTuner:
 
     def _gradient(self, loss: Tensor) -> Parts:
         """Return the gradient with its graph, looked at at the first step and some later ones."""
-        look = not self._probed or due(self.steps, "symmetry", first=1)
+        look = not self._probed or due(self._looked(), "symmetry", first=1)
         if look:
             self._gradients.check_leaves(loss, self._in_loss.tensors)
             check_no_later_hooks(self._params, lambda param: called(self.optimizer, param))
@@ -449,8 +451,12 @@ class ForwardTuner:
             block.advance(self.optimizer.state, options, seeds, self._discounts.factor)
         self._course.steps += 1
 
+    def _looked(self) -> int:
+        """Return the steps of this process, the first of which are all looked at."""
+        return self.steps - self._resumed_at
+
     def _after_step(self) -> None:
-        self._weights.mark(self.steps)
+        self._weights.mark(self._looked())
 
     def _seeds(self, number: int) -> dict[str, list[tuple[int, float]]]:
         """Return which coordinate moves which option of a group, and how fast."""

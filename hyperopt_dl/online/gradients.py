@@ -2,7 +2,9 @@
 
 The tangents of the gradient are right for the gradient that was put into ``.grad``, and for no
 other. So whoever changes it between ``backward`` and ``optimizer.step()`` is found out: a tensor
-counts the writes to it, and for those that do not count its numbers are looked at, at some steps.
+counts the writes to it, and at some steps it is held to a copy, for the sake of writes that do not
+count. A write that changes nothing, as a clip to an infinite norm, does no harm; a loop that begins
+with such writes is held to copies at every step.
 """
 
 from collections.abc import Sequence
@@ -12,14 +14,13 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.online.fingerprints import Fingerprint, alike, fingerprint
 from hyperopt_dl.online.products import outsiders
 
 
 class _Mark(NamedTuple):
     grad: Tensor
     version: int
-    fingerprint: Fingerprint | None
+    copy: Tensor | None
 
 
 class Gradients:
@@ -32,7 +33,7 @@ class Gradients:
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = params
         self._marks: list[_Mark | None] = [None] * len(params)
-        self._fresh = self._watched = False
+        self._fresh = self._watched = self._always = False
 
     def check_leaves(self, loss: Tensor, known: Sequence[Tensor]) -> None:
         """Raise a TrainingError where the loss has leaves beside the parameters and ``known``."""
@@ -48,7 +49,7 @@ class Gradients:
 
         Args:
             g: What is added.
-            watched: Whether the numbers are to be looked at, too, until the step.
+            watched: Whether the numbers are to be held to a copy, too, until the step.
 
         Returns:
             For each parameter, whether it had no gradient before, so that what was gathered for it
@@ -61,7 +62,7 @@ class Gradients:
         with torch.no_grad():
             for param, mark, part in zip(self._params, self._marks, g, strict=True):
                 grad = param.grad
-                stale.append(grad is None or not _untouched(grad, mark))
+                stale.append(grad is None or not self._untouched(grad, mark))
                 if grad is not None and stale[-1] and bool(grad.count_nonzero()):
                     raise _changed()
                 if part is not None:
@@ -74,7 +75,7 @@ class Gradients:
                         param.grad = part.detach().clone()
                     else:
                         grad += part
-        self._watched = watched
+        self._watched = watched or self._always
         self.mark()
         self._fresh = True
         return stale
@@ -85,7 +86,7 @@ class Gradients:
         self._marks = [
             None
             if grad is None
-            else _Mark(grad, grad._version, fingerprint(grad) if self._watched else None)
+            else _Mark(grad, grad._version, grad.clone() if self._watched else None)
             for grad in grads
         ]
 
@@ -106,22 +107,30 @@ class Gradients:
             )
         own = [param.grad for param in self._params]
         known = all(
-            (grad is None and mark is None) or (grad is not None and _untouched(grad, mark))
+            (grad is None and mark is None) or (grad is not None and self._untouched(grad, mark))
             for grad, mark in zip(own, self._marks, strict=True)
         )
         if not known or _count(grads) != _count(own):
             raise _changed()
         self._fresh = False
 
+    def _untouched(self, grad: Tensor, mark: _Mark | None) -> bool:
+        if mark is None or grad is not mark.grad:
+            return False
+        written = grad._version != mark.version
+        if mark.copy is None:
+            return not written
+        same = _same(grad, mark.copy)
+        self._always = self._always or (same and written)
+        return same
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
 
 def _count(grads: Sequence[Tensor | None]) -> int:
     return sum(grad is not None for grad in grads)
-
-
-def _untouched(grad: Tensor, mark: _Mark | None) -> bool:
-    if mark is None or grad is not mark.grad or grad._version != mark.version:
-        return False
-    return mark.fingerprint is None or alike([mark.fingerprint], [fingerprint(grad)])
 
 
 def _changed() -> TrainingError:

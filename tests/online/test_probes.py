@@ -204,7 +204,8 @@ def straight_through(m: Any, x: Tensor) -> Tensor:
 def without_grad(m: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         weights = m(x).softmax(1).amax(1)
-    return (weights * functional.cross_entropy(m(x), Y, reduction="none")).mean()
+    value: Tensor = (weights * functional.cross_entropy(m(x), Y, reduction="none")).mean()
+    return value
 
 
 STOPPED: Mapping[str, Callable[[], Case]] = {

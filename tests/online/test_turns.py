@@ -108,7 +108,7 @@ def descend(tuner_of: Any, build: Any, scaler: Any, *, skip: int | None = None) 
         optimizer.zero_grad()
         loss = loss32(model, t) * (math.inf if t == skip else 1.0)
         scaled = loss if scaler is None else scaler.scale(loss)
-        scaled.backward()  # type: ignore[no-untyped-call]
+        scaled.backward()
         if scaler is not None:
             scaler.unscale_(optimizer)
         tuner.step()
@@ -150,7 +150,7 @@ def test_a_scaler_that_unscales_after_the_tuner_is_an_error(
         optimizer.step()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer.zero_grad()
-    scaler.scale(loss32(model, 0)).backward()
+    scaler.scale(loss32(model, 0)).backward()  # type: ignore[no-untyped-call]
     tuner.step()
     with pytest.raises(hd.TrainingError, match=r"Call scaler.unscale_\(optimizer\) before"):
         scaler.step(optimizer)

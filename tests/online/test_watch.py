@@ -49,6 +49,26 @@ def test_a_gradient_changed_by_others_does_not_reach_the_step(
         optimizer.step()
 
 
+@pytest.mark.parametrize("max_norm", [float("inf"), 1e9])
+def test_a_write_that_leaves_the_gradient_as_it_was_does_no_harm(max_norm: float) -> None:
+    found = []
+    for written in (False, True):
+        model, optimizer, tuner = tuned()
+        for t in range(20):
+            optimizer.zero_grad()
+            tuner.backward(loss_of(model, t))
+            if written:
+                nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            optimizer.step()
+        found.append(tangents(tuner))
+    assert torch.equal(found[0], found[1])
+    optimizer.zero_grad()
+    tuner.backward(loss_of(model, 20))
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    with pytest.raises(hd.TrainingError, match=r"Clip with tuner.clip_grad_norm_"):
+        optimizer.step()
+
+
 def test_a_gradient_changed_between_micro_batches_is_found_too() -> None:
     model, _, tuner = tuned()
     tuner.backward(loss_of(model, 0))
