@@ -220,7 +220,7 @@ class ForwardTuner:
 
         Args:
             closure: Returns the training loss on one batch, the same at each call, and does nothing
-                else; it is called eleven times, BatchNorm's statistics notice.
+                else; up to twelve calls are what BatchNorm's statistics will have seen.
 
         Raises:
             TrainingError: They are not, with the likely reasons; or the loss is another one the

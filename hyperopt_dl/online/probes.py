@@ -147,7 +147,7 @@ def must_be_the_derivative(
 ) -> None:
     """Raise a TrainingError unless Hz is the difference quotient of g along a random z.
 
-    The weights are put back to the same bits. Costs ten gradients and a Hessian–vector product.
+    The weights are put back to the same bits. Costs up to twelve gradients and a product.
 
     Args:
         closure: Returns the training loss on one batch, anew at each call, and does nothing else.

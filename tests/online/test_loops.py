@@ -1,14 +1,17 @@
 """The callbacks of docs/online.md, in small loops with the hooks of Lightning and Hugging Face."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 import hyperopt_dl as hd
 from hyperopt_dl.online import ForwardTuner, HypergradientDescent
-from tests.online.runs import loss_of, network, train
+from tests.online.runs import loss_of, network
 
 LR = {"lr": hd.Float(1e-5, 10, log=True)}
 
@@ -23,20 +26,33 @@ class Lightning:
         for callback in self.callbacks:
             getattr(callback, hook, lambda *_: None)(self, self.module, *args)
 
-    def fit(self, steps: int) -> None:
-        self.module.optimizer = optimizer = self.module.configure_optimizers()
-        self.call("on_fit_start")
-        for t in range(steps):
+    def fit(self, batches: range, accumulate: int = 1, state: Any = None) -> Any:
+        """Return what a checkpoint after the last batch holds; begin with such a one."""
+        module = self.module
+        self.optimizers = [optimizer] = [module.configure_optimizers()]
+        scheduler = LambdaLR(optimizer, lambda t: 0.9**t)
+        parts = [module.model, optimizer, scheduler]
+        for part, own in zip([*self.callbacks, *parts], state or (), strict=False):
+            part.load_state_dict(own)
+        self.call("on_train_start")
+        for t in batches:
 
             def closure(t: int = t) -> Tensor:
-                loss: Tensor = self.module.training_step(t)
-                optimizer.zero_grad()
-                self.module.backward(loss)
-                self.call("on_before_optimizer_step", optimizer)
+                loss: Tensor = module.training_step(t) / accumulate
+                if t % accumulate == 0:
+                    optimizer.zero_grad()
+                module.backward(loss)
+                if t % accumulate == accumulate - 1:
+                    self.call("on_before_optimizer_step", optimizer)
                 return loss.detach()
 
-            optimizer.step(closure)
+            if t % accumulate == accumulate - 1:
+                optimizer.step(closure)
+                scheduler.step()
+            else:
+                closure()
             self.call("on_train_batch_end", None, None, t)
+        return copy.deepcopy([part.state_dict() for part in [*self.callbacks, *parts]])
 
 
 class Module:
@@ -62,28 +78,52 @@ class Module:
 class TuneForward:
     """The Lightning callback of the documentation."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    tuner: ForwardTuner
+    moved: int
 
-    def on_fit_start(self, trainer: Any, module: Module) -> None:
-        optimizer: Any = module.optimizer  # type: ignore[attr-defined]
-        module.tuner = ForwardTuner(optimizer, LR)
+    def __init__(self, every: int) -> None:
+        self.every: int = every
+        self.state: Any = None
+
+    def on_train_start(self, trainer: Any, module: Module) -> None:
+        optimizer = trainer.optimizers[0]
+        self.tuner = ForwardTuner(optimizer, LR)
+        if self.state is not None:
+            self.tuner.load_state_dict(self.state)
+        module.tuner, self.moved = self.tuner, self.tuner.steps
 
     def on_train_batch_end(self, trainer: Any, module: Module, *_: Any) -> None:
-        tuner = module.tuner
-        assert tuner is not None
-        if tuner.steps % self.every == 0:
-            tuner.step(loss_of(module.model, -1))
+        steps = self.tuner.steps
+        if steps > self.moved and steps % self.every == 0:
+            self.tuner.step(loss_of(module.model, -1))
+            self.moved = steps
+
+    def state_dict(self) -> Any:
+        return self.tuner.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
 
 
 class TuneByDescent:
     """The Lightning callback of the documentation, for the tuners without validation data."""
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
-        self.tuner = HypergradientDescent(module.optimizer)
+    state: Any = None
+    tuner: HypergradientDescent
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.tuner = HypergradientDescent(trainer.optimizers[0])
+        if self.state is not None:
+            self.tuner.load_state_dict(self.state)
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         self.tuner.step()
+
+    def state_dict(self) -> Any:
+        return self.tuner.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -94,36 +134,54 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def plain_loop(tuner_of: Callable[[Any], Any]) -> tuple[Any, list[Tensor]]:
+def plain_loop(
+    tuner_of: Callable[[Any], Any], *, scheduled: bool = False, accumulate: int = 1
+) -> tuple[Any, list[Tensor]]:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
+    scheduler = LambdaLR(optimizer, lambda t: 0.9**t) if scheduled else None
     tuner = tuner_of(optimizer)
-    if isinstance(tuner, ForwardTuner):
-        train(tuner, model, range(9), every=3)
-    else:
-        for t in range(9):
-            optimizer.zero_grad()
-            loss_of(model, t).backward()  # type: ignore[no-untyped-call]
+    for t in range(9):
+        optimizer.zero_grad()
+        for piece in range(accumulate):
+            loss = loss_of(model, accumulate * t + piece) / accumulate
+            if isinstance(tuner, ForwardTuner):
+                tuner.backward(loss)
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
+        if not isinstance(tuner, ForwardTuner):
             tuner.step()
-            optimizer.step()
+        optimizer.step()
+        if isinstance(tuner, ForwardTuner) and t % 3 == 2:
+            tuner.step(loss_of(model, -1))
+        if scheduler is not None:
+            scheduler.step()
     return tuner, weights(model)
 
 
-def test_a_forward_tuner_in_a_loop_of_closures_does_what_it_does_in_a_plain_one() -> None:
-    expected, end = plain_loop(lambda optimizer: ForwardTuner(optimizer, LR))
-    module = Module()
-    Lightning(module, [TuneForward(every=3)]).fit(9)
-    assert module.tuner is not None
-    assert module.tuner.history == expected.history
-    assert len(expected.history) == 3
-    assert same(weights(module.model), end)
+CALLBACKS: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
+    "forward": (lambda optimizer: ForwardTuner(optimizer, LR), lambda: TuneForward(every=3)),
+    "descent": (HypergradientDescent, TuneByDescent),
+}
 
 
-def test_hypergradient_descent_in_a_loop_of_closures_does_what_it_does_in_a_plain_one() -> None:
-    expected, end = plain_loop(HypergradientDescent)
-    module, callback = Module(), TuneByDescent()
-    Lightning(module, [callback]).fit(9)
+@pytest.mark.parametrize("stop", [None, 4])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("tuner_of", "callback_of"), CALLBACKS.values(), ids=CALLBACKS)
+def test_a_tuner_in_a_loop_of_closures_does_what_it_does_in_a_plain_one(
+    tuner_of: Any, callback_of: Any, accumulate: int, stop: int | None
+) -> None:
+    """Also from a checkpoint, with a scheduler beside it that knows nothing of the tuner."""
+    expected, end = plain_loop(tuner_of, scheduled=True, accumulate=accumulate)
+    state, begin = None, 0
+    if stop is not None:
+        begin = stop * accumulate
+        state = Lightning(Module(), [callback_of()]).fit(range(begin), accumulate)
+    module, callback = Module(), callback_of()
+    Lightning(module, [callback]).fit(range(begin, 9 * accumulate), accumulate, state)
     assert callback.tuner.history == expected.history
+    assert callback.tuner.get_last_lr() == expected.get_last_lr()
+    assert len(expected.history) in (3, 9)
     assert same(weights(module.model), end)
 
 
@@ -166,16 +224,18 @@ class TunedTrainer(Trainer):
 
 
 class MoveOnValidation:
-    """The Hugging Face callback of the documentation."""
+    """The Hugging Face callback of the documentation, without its files."""
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tuner = self.trainer.tuner = ForwardTuner(kwargs["optimizer"], LR)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.tuner.steps % self.every == 0:
             self.tuner.step(loss_of(kwargs["model"], -1))
-
-    tuner: ForwardTuner
 
 
 class Descend:
@@ -192,7 +252,7 @@ def test_a_forward_tuner_in_a_trainer_does_what_it_does_in_a_plain_loop() -> Non
     expected, end = plain_loop(lambda optimizer: ForwardTuner(optimizer, LR))
     callback = MoveOnValidation(every=3)
     trainer = TunedTrainer(network(), [callback])
-    trainer.tuner = callback.tuner = ForwardTuner(trainer.optimizer, LR)
+    callback.trainer = trainer
     trainer.train(iter(range(9)))
     assert trainer.tuner.history == expected.history
     assert same(weights(trainer.model), end)
