@@ -16,16 +16,18 @@ import torch
 from torch import fx
 
 from hyperopt_dl.hypergrad.traces.aliases import draws, memory_of, written_by
+from hyperopt_dl.hypergrad.traces.pooling import mask_what_is_pooled
 
 aten = torch.ops.aten
 Rule = Callable[[fx.Node], fx.Node | None]
 
 _BROADCASTING = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+_ZEROS = (aten.zeros_like.default, aten.zeros.default)
 
 
 def simplify(graph: fx.Graph) -> None:
     """Shorten the graph of a trace in place."""
-    while _pass(graph):
+    while _pass(graph) or mask_what_is_pooled(graph):
         pass
 
 
@@ -34,25 +36,24 @@ def _pass(graph: fx.Graph) -> bool:
     nodes = list(graph.nodes)
     memory = memory_of(nodes)
     touched = {memory[target] for node in nodes for target in written_by(node)}
-    rules: list[Rule] = [*_RULES, _Common()]
+    near: list[Rule] = [*_NEAR, _Common()]
+    rules = [*_RULES, *near]
     changed = False
     for node in nodes:
         if node.op != "call_function" or draws(node) or not node.users:
             continue
-        if touched and any(memory.get(each) in touched for each in _around(node)):
+        inputs = node.all_input_nodes
+        far = [each for input_ in inputs for each in input_.all_input_nodes]
+        if touched and any(memory.get(each) in touched for each in (node, *inputs)):
             continue
-        new = next((new for rule in rules if (new := rule(node)) is not None), None)
+        whole = not (touched and any(memory.get(each) in touched for each in far))
+        fitting = rules if whole else near
+        new = next((new for rule in fitting if (new := rule(node)) is not None), None)
         if new is not None:
             node.replace_all_uses_with(new)
             _erase(node)
             changed = True
     return changed
-
-
-def _around(node: fx.Node) -> set[fx.Node]:
-    """Return the nodes that a rule looks at."""
-    inputs = node.all_input_nodes
-    return {node, *inputs, *(far for near in inputs for far in near.all_input_nodes)}
 
 
 def _erase(node: fx.Node) -> None:
@@ -106,7 +107,9 @@ def _viewed_twice(node: fx.Node) -> fx.Node | None:
 def _added_to_zeros(node: fx.Node) -> fx.Node | None:
     """``0 + x = x``."""
     for zeros, x in _terms(node):
-        if _is(zeros, aten.zeros_like.default) and isinstance(x, fx.Node) and _alike(x, node):
+        if not (isinstance(zeros, fx.Node) and zeros.target in _ZEROS and isinstance(x, fx.Node)):
+            continue
+        if _alike(x, node) and _value(x).stride() == _value(node).stride():
             return x
     return None
 
@@ -150,13 +153,14 @@ def _fused(node: fx.Node) -> fx.Node | None:
 
 _RULES: tuple[Rule, ...] = (
     _transposed_twice,
-    _viewed_as_it_is,
     _viewed_twice,
-    _added_to_zeros,
     _expanded_for_nothing,
     _transposed_before_added,
     _fused,
 )
+"""These look at a node, its inputs, and theirs."""
+_NEAR: tuple[Rule, ...] = (_viewed_as_it_is, _added_to_zeros)
+"""These, and ``_Common``, look at a node and its inputs."""
 
 
 def _terms(node: fx.Node) -> list[tuple[Any, Any]]:

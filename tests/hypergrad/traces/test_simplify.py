@@ -44,6 +44,16 @@ CASES: dict[str, tuple[Function, tuple[Tensor, ...], list[str]]] = {
     "viewed twice": (lambda x: x.view(6).view(3, 2).exp(), (X,), ["view", "exp"]),
     "added to zeros": (lambda x: torch.zeros_like(x) + x.exp(), (X,), ["exp"]),
     "zeros added": (lambda x: x.exp() + torch.zeros_like(x), (X,), ["exp"]),
+    "zeros by their shape": (
+        lambda x: x.exp() + torch.zeros(2, 3, dtype=torch.double),
+        (X,),
+        ["exp"],
+    ),
+    "zeros beside what is written elsewhere": (
+        lambda x: torch.zeros_like(x.clone().mul_(2)) + x.exp(),
+        (X,),
+        ["clone", "mul_", "exp"],
+    ),
     "expanded for a sum": (lambda x: x[:1].expand(2, 3) + x, (X,), ["slice", "add"]),
     "expanded for a quotient": (lambda x: x / x[1:].expand(2, 3), (X,), ["slice", "div"]),
     "the same twice": (lambda x: x.exp() * x.exp(), (X,), ["exp", "mul"]),
@@ -99,6 +109,10 @@ LEFT_ALONE: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "a view of memory with gaps": (lambda x: x.t()[:2].reshape(4).view(2, 2), (X,)),
     "zeros that make the shape": (lambda x: torch.zeros_like(x) + x[:1].exp(), (X,)),
     "zeros that make the dtype": (lambda x: torch.zeros_like(x) + x.float().exp(), (X,)),
+    "zeros that make the order in memory": (
+        lambda x: (torch.zeros(2, 3, dtype=torch.double) + x).view(6),
+        (MATRICES[0].view(3, 2).t(),),
+    ),
     "two transposed terms of other shapes": (lambda x: x.t() + x[:, :1].t(), (X[:, :2],)),
     "an expansion that makes the shape": (
         lambda x, y: x[:1].expand(2, 3) + y[:1].sin(),
