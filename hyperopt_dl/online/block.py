@@ -198,6 +198,12 @@ class Block:
                 yield Run(begin, ends[last], self.params[first : last + 1], made + 1)
 
 
+def split(parts: Sequence[Any], blocks: Sequence[Block]) -> list[Sequence[Any]]:
+    """Return what belongs to each block of a sequence with one entry a parameter."""
+    ends = list(itertools.accumulate(len(block.params) for block in blocks))
+    return [parts[end - len(block.params) : end] for block, end in zip(blocks, ends, strict=True)]
+
+
 def _is_zero(discount: Factor) -> bool:
     return not isinstance(discount, Tensor) and discount == 0
 

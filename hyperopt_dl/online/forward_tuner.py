@@ -10,38 +10,28 @@ Letters: Z tangents, E validation loss, m coordinates, p parameters of a group.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.online.block import Block
+from hyperopt_dl.online.backward_pass import BackwardPass
+from hyperopt_dl.online.block import Block, split
 from hyperopt_dl.online.coordinates import coordinates_of
 from hyperopt_dl.online.course import Course, check_numbers, check_processes
 from hyperopt_dl.online.discount import Discount, Discounts
-from hyperopt_dl.online.fingerprints import due
-from hyperopt_dl.online.gradients import Gradients
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
-from hyperopt_dl.online.hooks import Edit, check_no_later_hooks, edited, silenced
+from hyperopt_dl.online.hooks import silenced
 from hyperopt_dl.online.in_loss import InLoss, check_in_loss
-from hyperopt_dl.online.layout import Layout, called
-from hyperopt_dl.online.probes import (
-    must_be_symmetric,
-    must_be_the_derivative,
-    must_be_twice_differentiable,
-    must_not_read_a_padding_row,
-    no_edits,
-)
-from hyperopt_dl.online.products import Parts, checked, gradient, product, says_nothing, vanishes
+from hyperopt_dl.online.probes import must_be_the_derivative
+from hyperopt_dl.online.products import checked, gradient, vanishes
 from hyperopt_dl.online.rates import Rates
 from hyperopt_dl.online.rules import options_of, rule_of
-from hyperopt_dl.online.scaler import by_scaler
 from hyperopt_dl.online.snapshot import Snapshot, put_back, taken
 from hyperopt_dl.online.tuned_run import TunedRun
 from hyperopt_dl.online.values import Values
-from hyperopt_dl.online.weights import Weights
+from hyperopt_dl.online.watch import Watch
 from hyperopt_dl.space import Float
 from hyperopt_dl.training import HParams, Training
 
@@ -139,15 +129,14 @@ class ForwardTuner:
             Block([p for p in group["params"] if p.requires_grad], self._rule, m)
             for group in optimizer.param_groups
         ]
-        self._params = [param for block in self._blocks for param in block.params]
-        self._gradients = Gradients(self._params)
-        self._start: Snapshot | None = None
-        self._good: Snapshot | None = None
-        self._probed = self._begun = False
-        self._moved_at = self._resumed_at = 0
-        self._layout, self._weights = Layout(optimizer), Weights(optimizer)
-        self._rates = Rates(optimizer, self._before_step, self._after_step)
+        self._backward = BackwardPass(optimizer, self._blocks, self._in_loss)
+        self._params, self._gradients = self._backward.params, self._backward.gradients
+        self._kept: list[Snapshot] = []  # the start, and the last good one
+        self._begun = False
+        self._moved_at = 0
+        self._rates = Rates(optimizer, self._before_step, lambda: self._watch.after_step())
         self._values = Values(optimizer, self.coordinates, self._rates)
+        self._watch = Watch(optimizer, self._values, self._in_loss, any_writes=discount == 0)
 
     @classmethod
     def from_training(
@@ -194,43 +183,40 @@ class ForwardTuner:
                 since the last call.
         """
         self._rates.check_in_use()
-        self._layout.check()
+        self._watch.before_backward()
         value = checked(loss)
-        if self.hyper_lr and self._start is None:
-            self._start = self._good = taken(self.optimizer)
-        if not math.isfinite(value) and self._says_nothing(loss):
-            self._fill_with_nothing(loss)
-            return
-        if self._course.explodes(value):
+        if self.hyper_lr and not self._kept:
+            self._kept = [taken(self.optimizer)] * 2
+        void = not math.isfinite(value) and self._backward.says_nothing(loss)
+        if not void and self._course.explodes(value):
             self._fall_back(f"a training loss of {value:g}")
         elif self.discount == 0:
             loss.backward()  # type: ignore[no-untyped-call]
+        elif void:
+            self._backward.fill(loss)
         else:
-            self._carry(loss)
-        if not self._begun:
+            self._backward.carry(loss, [mu for mu, _ in self._discounts.state], self._watch.made)
+        if not self._begun and not void:
             self._course.begin([param.grad for param in self._params])
             self._begun = True
 
     def check(self, closure: Callable[[], Tensor]) -> None:
         """Raise unless the second derivatives of a training loss are those of its gradients.
 
-        What a loss takes for a constant, by a ``detach()`` say, does not show in its graph, so
-        ``backward`` cannot see it. Here the loss is computed again, at weights a little further
-        along a random direction. Call it once before training; the weights stay as they are.
+        What a loss takes for a constant, by a ``detach()`` say, does not show in its graph. Here it
+        is computed again, at weights a little further along. Call it once before training.
 
         Args:
             closure: Returns the training loss on one batch, the same at each call, and does nothing
                 else; up to twelve calls are what BatchNorm's statistics will have seen.
 
         Raises:
-            TrainingError: They are not, with the likely reasons; or the loss is another one the
-                second time.
+            TrainingError: They are not; or the loss is another one the second time.
         """
-        self._layout.check()
-        self._check_weights(_TO_WRITE)
+        self._watch.before_move()
         with silenced(self._params):
             must_be_the_derivative(closure, self._params)
-        self._weights.mark_again()
+        self._watch.after_a_look()
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Do what ``torch.nn.utils.clip_grad_norm_`` does, and carry the tangents through it.
@@ -241,7 +227,7 @@ class ForwardTuner:
         eps = 1e-6  # torch's
         parts = [param.grad for param in self._params]
         rates = torch.zeros(len(self.coordinates), dtype=torch.double)
-        for block, own in zip(self._blocks, self._split(parts), strict=True):
+        for block, own in zip(self._blocks, split(parts, self._blocks), strict=True):
             rates += block.gathered_along(own).cpu()
         norm = torch.nn.utils.get_total_norm([part for part in parts if part is not None])
         scale = (max_norm / (norm + eps)).clamp(max=1.0)
@@ -263,14 +249,12 @@ class ForwardTuner:
                 since the last call, or another write to the weights or to what is tuned.
         """
         self._rates.check_in_use()
-        self._layout.check()
-        self._check_weights(_TO_VALIDATE)
+        self._watch.before_move()
         value = checked(validation_loss)
         if self._course.steps and self._moved_at == self.steps:
             raise TrainingError(
-                f"step() must be called at most once after each optimizer.step(), which gives it a "
-                f"derivative to move along, got a second call after step {self.steps}. With "
-                f"gradients of several batches to a step, count tuner.steps and not batches."
+                f"step() must be called at most once after each optimizer.step(), got a second "
+                f"call after step {self.steps}. Count tuner.steps, and not batches."
             )
         with silenced(self._params):  # hooks edit what the optimizer takes, and this it does not
             e = gradient(validation_loss, [*self._params, *self._in_loss.tensors], graph=False)
@@ -283,8 +267,8 @@ class ForwardTuner:
         elif self._course.steps:
             if self.hyper_lr:
                 self._move(self._course.move(h))
-                self._good = taken(self.optimizer)
-            self._discounts.adapt(self._split(e[: len(self._params)]), self.get_last_lr())
+                self._kept[1:] = [taken(self.optimizer)]
+            self._discounts.adapt(split(e[: len(self._params)], self._blocks), self.get_last_lr())
             self._record(h, value)
 
     def get_last_lr(self) -> list[float]:
@@ -310,7 +294,7 @@ class ForwardTuner:
             "scales": list(self._rates.scales),
             "in_loss": self._in_loss.values(),
             "course": self._course.state_dict(),
-            "snapshots": [tuple(kept) for kept in (self._start, self._good) if kept],
+            "snapshots": [tuple(kept) for kept in self._kept],
             "history": packed(self.history),
         }
 
@@ -333,109 +317,20 @@ class ForwardTuner:
         self._course.load_state_dict(state["course"])
         self._begun = self._course.begun
         self._moved_at = state["moved_at"]
-        self._resumed_at = self.steps
-        self._probed = False
-        self._weights.accept()
-        self._values.accept()
+        self._backward.look_again()
+        self._watch.resume()
         self._rates.scales = list(state["scales"])
         self._in_loss.load(state["in_loss"])
         self._discounts.state = list(state["discounts"])
         self.history = unpacked(state["history"])
         for block, tangents in zip(self._blocks, state["tangents"], strict=True):
             block.dot = {name: value.to(block.g_dot, copy=True) for name, value in tangents.items()}
-        if self.hyper_lr and state["snapshots"]:
-            self._start, self._good = (
-                Snapshot(*kept).to(self.optimizer) for kept in state["snapshots"]
-            )
-
-    def _says_nothing(self, loss: Tensor) -> bool:
-        with silenced(self._params):
-            return says_nothing(loss, self._params)
-
-    def _fill_with_nothing(self, loss: Tensor) -> None:
-        """Fill ``.grad`` with a gradient of zeros, whose tangents are zero."""
-        if self.discount == 0:
-            loss.backward()  # type: ignore[no-untyped-call]
-            return
-        g = gradient(loss, self._params, graph=False)  # hooks act here as they do in backward()
-        for block, stale in zip(self._blocks, self._split(self._gradients.add(g)), strict=True):
-            block.begin(stale)
-            for row in range(len(self.coordinates)):
-                block.gather(row, [None] * len(block.params))
-
-    def _carry(self, loss: Tensor) -> None:
-        """Fill ``.grad`` and gather the tangents of what was filled in."""
-        hooked = [param for param in self._params if param._backward_hooks]
-        with silenced(hooked) if hooked else _AS_IT_IS:
-            g = self._gradient(loss)
-        own, beside = g[: len(self._params)], g[len(self._params) :]
-        if not self._probed:
-            self._in_loss.check_read(beside)
-            self._probed = True
-        edits = self._edits(own) if hooked else {}
-        filled = (
-            [edits[i].g if i in edits else part for i, part in enumerate(own)] if edits else own
-        )
-        stale = self._gradients.add(filled, watched=due(self._looked(), "gradients"))
-        for block, is_stale in zip(self._blocks, self._split(stale), strict=True):
-            block.begin(is_stale)
-        m = len(self.coordinates)
-        for row, (mu, _) in enumerate(self._discounts.state):
-            z = [view for block in self._blocks for view in block.along(row, mu)]
-            along = [*z, *self._in_loss.along(row)]
-            with silenced(hooked) if hooked else _AS_IT_IS:
-                found = list(product(g, self._params, along, last=row == m - 1))
-            for i, edit in edits.items():
-                if (part := found[i]) is not None:
-                    found[i] = edit.along(part)
-            for block, parts in zip(self._blocks, self._split(found), strict=True):
-                block.gather(row, parts)
-
-    def _edits(self, g: Parts) -> dict[int, Edit]:
-        """Return what hooks on parameters make of their gradients, by the parameter's place."""
-        edits = {}
-        for i, (param, part) in enumerate(zip(self._params, g, strict=True)):
-            if param._backward_hooks and part is not None:
-                edit = edited(param, part, called(self.optimizer, param))
-                if edit is not None:
-                    edits[i] = edit
-        return edits
-
-    def _check_weights(self, way_out: str) -> None:
-        try:
-            self._weights.check(way_out)
-        except TrainingError:
-            self._layout.check_kinds()  # of a parameter that was converted, this says more
-            raise
-
-    def _gradient(self, loss: Tensor) -> Parts:
-        """Return the gradient with its graph, looked at at the first step and some later ones."""
-        look = not self._probed or due(self._looked(), "symmetry", first=1)
-        if look:
-            self._gradients.check_leaves(loss, self._in_loss.tensors)
-            check_no_later_hooks(self._params, lambda param: called(self.optimizer, param))
-            must_be_twice_differentiable(loss)
-            must_not_read_a_padding_row(loss)
-        with no_edits() if look else _AS_IT_IS:
-            g = gradient(loss, [*self._params, *self._in_loss.tensors], graph=True)
-        if look:
-            must_be_symmetric(loss, g[: len(self._params)], self._params, self.steps)
-        return g
+        if self.hyper_lr:
+            self._kept = [Snapshot(*kept).to(self.optimizer) for kept in state["snapshots"]]
 
     def _before_step(self) -> None:
         """Carry the tangents through the step that the optimizer is about to make."""
-        if by_scaler(self.optimizer):
-            raise TrainingError(
-                "ForwardTuner needs steps with the very gradients of tuner.backward(), got one "
-                "made by a GradScaler. Leave the scaler out: torch.autocast with torch.bfloat16 "
-                "needs none. HypergradientDescent works beside one."
-            )
-        if len(self.optimizer.param_groups) != len(self._blocks):
-            self._layout.check_members()
-        self._values.check()
-        self._in_loss.check()
-        if self.discount != 0:
-            self._check_weights(_TO_WRITE)
+        self._watch.before_step()
         groups = self.optimizer.param_groups
         grads = [param.grad for group in groups for param in group["params"]]
         if all(grad is None for grad in grads):
@@ -451,13 +346,6 @@ class ForwardTuner:
             block.advance(self.optimizer.state, options, seeds, self._discounts.factor)
         self._course.steps += 1
 
-    def _looked(self) -> int:
-        """Return the steps of this process, the first of which are all looked at."""
-        return self.steps - self._resumed_at
-
-    def _after_step(self) -> None:
-        self._weights.mark(self._looked())
-
     def _seeds(self, number: int) -> dict[str, list[tuple[int, float]]]:
         """Return which coordinate moves which option of a group, and how fast."""
         seeds = {}
@@ -471,7 +359,7 @@ class ForwardTuner:
 
     def _hypergradient(self, e: Sequence[Tensor | None]) -> list[float]:
         total = torch.zeros(len(self.coordinates), dtype=torch.double)
-        for block, own in zip(self._blocks, self._split(e), strict=True):
+        for block, own in zip(self._blocks, split(e, self._blocks), strict=True):
             total += block.dotted(own).cpu()
         self._in_loss.add_direct(total, e[len(self._params) :])
         return total.tolist()
@@ -490,11 +378,11 @@ class ForwardTuner:
                 f"Training diverged ({why}), and no tuned learning rate can go down further, got "
                 f"{before}. Tune 'lr', lower its bound, or start the optimizer with a lower one."
             )
+        self._kept = self._kept or [taken(self.optimizer)] * 2
         if self._course.fell:  # twice in a row: the weights that were held for good are not
-            self._good = self._start
-        assert self._good is not None
-        put_back(self._good, self.optimizer)
-        self._weights.accept()
+            self._kept[1] = self._kept[0]
+        put_back(self._kept[1], self.optimizer)
+        self._watch.after_writes()
         self._gradients.mark()
         for block in self._blocks:
             block.reset()
@@ -509,24 +397,3 @@ class ForwardTuner:
         values = {c.name: self._values.value(c, c.groups[0]) for c in self.coordinates if c.groups}
         values |= self._in_loss.values()
         self.history.append(Move(self.steps, gradients, values, restored=h is None, loss=loss))
-
-    def _split(self, parts: Sequence[Any]) -> list[Sequence[Any]]:
-        """Return what belongs to each block of a sequence with one entry a parameter."""
-        split, begin = [], 0
-        for block in self._blocks:
-            end = begin + len(block.params)
-            split.append(parts[begin:end])
-            begin = end
-        return split
-
-
-_AS_IT_IS = nullcontext()
-_TO_WRITE = (
-    "Do it by an option of the optimizer, as weight_decay, or in the loss; keep averages in a copy "
-    "of the model; and after weights were loaded, make a new tuner, whose tangents begin at zero. "
-    "With discount=0 writes after tuner.step() do no harm."
-)
-_TO_VALIDATE = (
-    "Give tuner.step() the loss at the weights that the step has left, before they are clipped or "
-    "swapped for an average, and after other weights were loaded make a new tuner."
-)

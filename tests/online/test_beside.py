@@ -286,6 +286,13 @@ def test_the_first_weights_that_are_gone_back_to_are_those_of_the_first_step() -
         assert torch.equal(a, b)
 
 
+def test_a_validation_loss_that_is_not_finite_lowers_the_rate_before_the_first_step_too() -> None:
+    model = network()
+    tuner = ForwardTuner(SGD(model.parameters(), lr=LR), {"lr": RATE})
+    tuner.step(float("nan") * loss_of(model, -1))
+    assert tuner.get_last_lr() == pytest.approx([LR / 4])
+
+
 @pytest.mark.parametrize("tuner_of", [HypergradientDescent, lambda o: DeltaBarDelta(o, 1e-3)])
 def test_a_rate_in_a_tensor_stays_in_that_tensor(tuner_of: Any) -> None:
     rates = []
