@@ -14,7 +14,6 @@ Letters: p the number of trainable entries, of which a complex one counts two.
 """
 
 import copy
-import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +25,17 @@ from torch.func import functional_call
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.module_checks import check_parameters
+from hyperopt_dl.module_modes import (
+    Attribute,
+    acting_once,
+    changed,
+    hidden_state,
+    hooks_on_gradients,
+    not_compiled,
+    put_back,
+    set_flags,
+    training_flags,
+)
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 
 R = TypeVar("R")
@@ -85,11 +95,11 @@ class Network:
 
     Attributes:
         layout: The names of the trainable parameters, and their numbers of entries.
+        sizes: These numbers.
         params: These parameters.
         frozen: The other parameters, by name.
         owners: Where each buffer is kept: the module, and its name there.
-        recurrent: Whether a fused recurrent layer is inside, whose kernels have no second
-            derivative.
+        recurrent: Whether a recurrent layer is inside, which has fused kernels.
         scripted: Whether a part of the module is compiled by TorchScript.
         loose: Whether the module holds tensors that are neither parameters nor registered buffers.
         by_backward: Whether the gradient has to come from ``loss.backward()``.
@@ -103,7 +113,7 @@ class Network:
         check_parameters(type(module).__name__, named)
         self.params = list(trainable.values())
         self.layout = tuple((n, q.numel() * (1 + q.is_complex())) for n, q in trainable.items())
-        self._sizes = [size for _, size in self.layout]
+        self.sizes = [size for _, size in self.layout]
         self._shapes = [q.shape for q in self.params]
         self._complex = [q.is_complex() for q in self.params]
         self.frozen = {n: q for n, q in named.items() if not q.requires_grad}
@@ -115,8 +125,9 @@ class Network:
         self.loose = any(isinstance(v, Tensor) for each in parts for v in vars(each).values())
         self.recurrent = any(isinstance(each, nn.RNNBase) for each in parts)
         self.scripted = any(isinstance(each, torch.jit.ScriptModule) for each in parts)
-        self._hooks = _hooks_on_gradients(parts, self.params)
+        self._hooks = hooks_on_gradients(parts, self.params)
         self._parts = parts
+        self._flags = training_flags(module, parts)
         self._entries = [
             (each._parameters, name, param)
             for each in parts
@@ -124,6 +135,7 @@ class Network:
             if param is not None
         ]
         self._stood_in = False
+        self._hidden: list[Attribute] | None = None
         self._writes: frozenset[str] | None = None
         self._lock = threading.RLock()
         self.by_backward = False
@@ -156,7 +168,7 @@ class Network:
         """Return the named, shaped pieces of a flat vector ``[p]``, views where that can be."""
         # One split is one node of the graph: its backward is one concatenation, where a slice per
         # parameter would add up as many vectors of length p.
-        pieces = torch.split(params, self._sizes)
+        pieces = torch.split(params, self.sizes)
         shaped = zip(self.layout, pieces, self._shapes, self._complex, strict=True)
         return {name: _shaped(piece, shape, pair) for (name, _), piece, shape, pair in shaped}
 
@@ -207,7 +219,7 @@ class Network:
             held: What it holds of the trainable parameters.
             training: Whether it is in training mode.
         """
-        with self._own(training), self._by_itself(), self._acting_in(first), _not_compiled():
+        with self._own(training), self._by_itself(), self._acting_in(first), not_compiled():
             others = {**self.frozen, **self.now()}
             before = [each.data for each in self.params]
             try:
@@ -221,7 +233,13 @@ class Network:
                     each.data = piece
 
     def standing_in(
-        self, weights: Weights, body: Callable[[], R], first: FirstPass, *, training: bool
+        self,
+        weights: Weights,
+        body: Callable[[], R],
+        first: FirstPass,
+        *,
+        training: bool,
+        pieces: Iterable[Tensor] | None = None,
     ) -> R:
         """Call ``body`` while tensors stand where the module's own ones are.
 
@@ -230,11 +248,14 @@ class Network:
             body: The step.
             first: The first backward pass of the step.
             training: Whether the module is in training mode.
+            pieces: The trainable parameters, where they are no part of one vector.
         """
         named = self.unflatten(weights.params)
+        if pieces is not None:
+            named = dict(zip(named, pieces, strict=True))
         tensors = {**named, **self._copied(weights)}
         inside = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        with self._own(training), self._acting_in(first), _not_compiled():
+        with self._own(training), self._acting_in(first), not_compiled():
             for param, piece in zip(self.params, named.values(), strict=True):
                 for hook in (getattr(param, "_backward_hooks", None) or {}).values():
                     piece.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -244,6 +265,10 @@ class Network:
             finally:
                 self._stood_in = before
             return found
+
+    def forget(self) -> None:
+        """Put back the attributes that steps change, such as a hidden state that is no buffer."""
+        put_back(self._hidden or [])
 
     def now(self) -> dict[str, Tensor]:
         """Return the buffers that the module has at this moment."""
@@ -261,14 +286,15 @@ class Network:
         """Have the module for oneself, in training mode or not."""
         with self._lock:
             flags = [each.training for each in self._parts]
-            if any(flag != training for flag in flags):
-                self._module.train(training)
+            wanted = self._flags if training else [False] * len(flags)
+            seen = None if self._hidden is not None else hidden_state(self._parts)
             try:
+                set_flags(self._parts, flags, wanted)
                 yield
             finally:
-                for each, flag in zip(self._parts, flags, strict=True):
-                    if each.training != flag:
-                        each.training = flag
+                if seen is not None:
+                    self._hidden = changed(self._parts, seen)
+                set_flags(self._parts, [each.training for each in self._parts], flags)
 
     def _copied(self, weights: Weights) -> dict[str, Tensor]:
         """Return what the step may write into: copies, but of what is known not to be written."""
@@ -307,7 +333,7 @@ class Network:
                 table[name] = tensor
 
     def _acting_in(self, first: FirstPass) -> AbstractContextManager[None]:
-        return _once(self._hooks, first) if self._hooks else nullcontext()
+        return acting_once(self._hooks, first) if self._hooks else nullcontext()
 
     @staticmethod
     def _put_back(
@@ -336,25 +362,9 @@ def _owners(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[nn.Modul
     return {name: (module.get_submodule(path), last) for name, (path, _, last) in split.items()}
 
 
-@contextmanager
-def _once(hooks: list[dict[Any, Any]], first: FirstPass) -> Iterator[None]:
-    """Let hooks on gradients act in the first backward pass alone."""
-    before = [dict(each) for each in hooks]
-    try:
-        for each in hooks:
-            each.update({key: first.once(hook) for key, hook in each.items()})
-        yield
-    finally:
-        for each, own in zip(hooks, before, strict=True):
-            each.update(own)
-
-
-def _not_compiled() -> AbstractContextManager[Any]:
-    """Run what the user has compiled as it was written: a compiled backward pass has no graph."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to ask takes seconds
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+def has_derivative(tensor: Tensor) -> bool:
+    """Return whether a tensor may have a derivative: whole numbers and sparse tensors have none."""
+    return tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())
 
 
 def flat(pieces: Iterable[Tensor]) -> Tensor:
@@ -368,15 +378,6 @@ def _shaped(piece: Tensor, shape: torch.Size, pair: bool) -> Tensor:
     if piece.storage_offset() % 2:
         piece = piece.clone()
     return torch.view_as_complex(piece.view(*shape, 2)) if pair else piece.view(shape)
-
-
-def _hooks_on_gradients(
-    parts: Iterable[nn.Module], params: Iterable[Tensor]
-) -> list[dict[Any, Any]]:
-    """Return the tables of hooks that act on gradients, of parameters and of modules."""
-    tables = [getattr(each, "_backward_hooks", None) for each in (*params, *parts)]
-    tables += [getattr(each, "_backward_pre_hooks", None) for each in parts]
-    return [table for table in tables if table]
 
 
 def _names(module: nn.Module, *, unique: bool) -> int:

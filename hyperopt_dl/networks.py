@@ -1,14 +1,14 @@
 """The modules that a training has made, by their device and by what their factory has looked at."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Network
+from hyperopt_dl.network import Network, Weights
 from hyperopt_dl.reads import Reads
 from hyperopt_dl.seeds import derive, seeded
 from hyperopt_dl.training import HParams
@@ -30,13 +30,44 @@ class Networks:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": []}
 
-    def apart(self) -> "Networks":
-        """Return the modules of the same model for somebody else, none so far."""
-        return Networks(self._model)
-
     def looked_at(self) -> frozenset[str]:
         """Return the hyperparameters that the factory of the last module has looked at."""
         return self._kept[0][1].seen if self._kept else frozenset()
+
+    def dependent(
+        self,
+        weights: Weights,
+        seed: int,
+        hparams: HParams,
+        names: Iterable[str],
+        loss: Callable[[Network], Tensor],
+    ) -> list[str]:
+        """Return those of some hyperparameters that the model itself depends on.
+
+        A factory sees plain numbers: no derivative goes through it. What it has looked at is moved
+        a little; where neither the weights nor a loss change, it does not matter.
+
+        Args:
+            weights: What the loss is computed at.
+            seed: The seed of the run.
+            hparams: The hyperparameters, those in question as tensors.
+            names: Those in question.
+            loss: Computes a loss by the weights that a module holds.
+        """
+        device, found = weights.params.device, []
+        for name in self.looked_at().intersection(names):
+            moved = {**hparams, name: hparams[name].detach() * 1.001 + 1e-6}
+            made = []
+            for given in (hparams, moved):
+                network = Networks(self._model).build(given, seed, device)
+                start = network.weights(device)
+                with network.holding(weights, training=True):
+                    value = loss(network)
+                others = (*start.frozen.values(), *start.buffers.values())
+                made.append((value, start.params, *others))
+            same = len(made[0]) == len(made[1]) and all(map(_equal, *made))
+            found += [] if same else [name]
+        return found
 
     def of(self, hparams: HParams, seed: int, device: torch.device) -> Network:
         """Return the module that was made last for hyperparameters like these, or make one."""
@@ -56,6 +87,9 @@ class Networks:
             TrainingError: The factory returns no module, or one that cannot be trained.
         """
         reads = Reads(hparams)
+        if isinstance(self._model, nn.Module):
+            for *_, network in self._kept[:1]:
+                network.forget()
         with seeded(derive(seed, "init"), torch.device("cpu")):
             module = self._model if isinstance(self._model, nn.Module) else self._model(reads)
         if not isinstance(module, nn.Module):
@@ -73,3 +107,7 @@ class Networks:
         others = [entry for entry in self._kept if entry not in alike]
         self._kept = [(device, reads, network), *others][:KEPT]
         return network
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_dl.network import Network, Weights, flat
+from hyperopt_dl.network import Network, Weights, flat, has_derivative
 from hyperopt_dl.recorded_step import record_step, record_value
 from hyperopt_dl.second_derivatives.gradient_graph import GradientGraph, differentiable
 from hyperopt_dl.state_entries import entry_of, packed, unpack
@@ -34,8 +34,10 @@ def gradient_with_graph(
     draws: Callable[[], AbstractContextManager[None]],
     *,
     constant: bool = False,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, State, list[bool]]:
     """Return the gradient ``[p]`` of a training loss, and the entries that its step has made.
+
+    And for each parameter whether the loss does not depend on it.
 
     Args:
         network: The structure that the state belongs to.
@@ -46,6 +48,7 @@ def gradient_with_graph(
         constant: Whether what moves beside the parameters has no derivative.
     """
     inputs, after = RecordedInputs(state, hparams, constant=constant), dict[str, Tensor]()
+    missed: list[bool] = []
 
     def record(given: tuple[Tensor, ...], pushed: bool) -> GradientGraph:
         pieces, weights, own, leaves = inputs.cut(given)
@@ -60,11 +63,13 @@ def gradient_with_graph(
                 pushed=pushed,
             )
         after.update(packed(step.after))
+        missed[:] = step.graph.missed
         return step.graph
 
     found = differentiable(record, inputs.all(network))
     count = len(network.params)
-    return flat(found[:count]), {**after, **dict(zip(inputs.entries, found[count:], strict=True))}
+    made = {**after, **dict(zip(inputs.entries, found[count:], strict=True))}
+    return flat(found[:count]), made, missed
 
 
 def value_with_graph(
@@ -100,7 +105,7 @@ class RecordedInputs:
     def __init__(self, state: State, hparams: HParams, *, constant: bool = False) -> None:
         self._weights, self._hparams = unpack(state), hparams
         others = {**self._weights.frozen, **self._weights.buffers}
-        floating = [n for n, v in others.items() if v.is_floating_point() or v.is_complex()]
+        floating = [n for n, v in others.items() if has_derivative(v)]
         self.names = [] if constant else floating
         self.entries = [entry_of(self._weights, name) for name in self.names]
         self._others = [others[name] for name in self.names]

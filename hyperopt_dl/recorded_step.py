@@ -148,8 +148,10 @@ def record_value(
 
 def plain_gradient(
     loss: Tensor, params: Sequence[Tensor], *, by_backward: bool = False
-) -> list[Tensor]:
+) -> tuple[list[Tensor], list[bool]]:
     """Return the gradient of a loss as ``loss.backward()`` makes it, dense and without a graph.
+
+    And for each parameter whether the loss does not depend on it: it would have no ``.grad``.
 
     ``by_backward`` goes by ``.grad``, as a checkpoint with ``use_reentrant=True`` wants it.
     """
@@ -160,7 +162,7 @@ def plain_gradient(
     )
     pairs = zip(found, params, strict=True)
     dense = (torch.zeros_like(p) if g is None else g for g, p in pairs)
-    return [g.to_dense() if g.is_sparse else g for g in dense]
+    return [g.to_dense() if g.is_sparse else g for g in dense], [g is None for g in found]
 
 
 def is_reentrant(error: RuntimeError) -> bool:

@@ -8,7 +8,9 @@ from hyperopt_dl.network import Weights
 from hyperopt_dl.training import State
 
 FROZEN, BUFFER, SLOT = "frozen/", "buffer/", "optimizer/"
-"""How the names in a state begin, beside ``params`` and ``seed``."""
+"""How the names in a state begin, beside ``params``, ``seed`` and ``SKIPPED``."""
+SKIPPED = "skipped"
+"""How many steps have left each parameter alone, for want of a gradient; on the host."""
 
 
 def slots_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Letters: t the step; p the number of trainable parameters; N the number of training examples.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -21,12 +21,13 @@ from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.options import Value
 from hyperopt_dl.optimizers.ranges import check_ranges, factors_read
 from hyperopt_dl.optimizers.resolve import resolve
+from hyperopt_dl.optimizers.turns import turns_of, update_in_turns
 from hyperopt_dl.predictions import predictions
 from hyperopt_dl.recorded_inputs import gradient_with_graph, records, value_with_graph
 from hyperopt_dl.recorded_step import check_value, is_reentrant, plain_gradient
 from hyperopt_dl.seeds import BesideTorch, derive, seeded
 from hyperopt_dl.space import Dimension
-from hyperopt_dl.state_entries import BUFFER, FROZEN, SLOT, packed, slots_of, unpack
+from hyperopt_dl.state_entries import BUFFER, FROZEN, SKIPPED, SLOT, packed, slots_of, unpack
 from hyperopt_dl.supervised_arguments import check_parts, checked_online, positive, steps_of
 from hyperopt_dl.training import NOT_REPLAYED, HParams, Online, State
 
@@ -134,6 +135,7 @@ class Supervised:
         self.early_stopping = early_stopping
         self._networks = Networks(model)
         self.beside = BesideTorch()
+        self.checked: dict[Hashable, Any] = {}
         known = {"loss", *self._metrics}
         if early_stopping is not None and early_stopping.metric not in known:
             raise TrainingError(
@@ -202,6 +204,7 @@ class Supervised:
             **{BUFFER + name: value for name, value in weights.buffers.items()},
             **{SLOT + n: value for n, value in self.optimizer.slots(weights.params).items()},
             "seed": torch.tensor(seed, dtype=torch.int64),
+            SKIPPED: torch.zeros(len(network.params), dtype=torch.int64),
         }
 
     def step(self, state: State, hparams: HParams, t: int) -> State:
@@ -212,7 +215,7 @@ class Supervised:
         """
         network = self.network(state, hparams)
         if records(state, hparams):
-            gradient, others = gradient_with_graph(
+            gradient, others, missed = gradient_with_graph(
                 network,
                 state,
                 hparams,
@@ -221,9 +224,9 @@ class Supervised:
                 constant=self.buffers == "constant",
             )
             options = self.options(state, network, hparams, t)
-            return self.update(state, gradient, others, options, t)
+            return self.update(network, state, gradient, others, options, t, missed)
         try:
-            state, gradient, others = self._forward_and_back(network, state, hparams, t)
+            state, gradient, others, missed = self._forward_and_back(network, state, hparams, t)
         except RuntimeError as error:
             if network.by_backward or not is_reentrant(error):
                 raise
@@ -231,12 +234,15 @@ class Supervised:
             return self.step(state, hparams, t)
         options = self.options(state, network, hparams, t)
         with torch.no_grad():
-            return self.update(state, gradient, others, options, t)
+            return self.update(network, state, gradient, others, options, t, missed)
 
     def _forward_and_back(
         self, network: Network, state: State, hparams: HParams, t: int
-    ) -> tuple[State, Tensor, State]:
-        """Return the state that is stepped from, the gradient ``[p]``, and what else has moved."""
+    ) -> tuple[State, Tensor, State, list[bool]]:
+        """Return the state that is stepped from, the gradient ``[p]``, what else has moved.
+
+        And for each parameter whether the loss does not depend on it.
+        """
         with (
             torch.enable_grad(),
             self.draws(state, t),
@@ -246,41 +252,27 @@ class Supervised:
             with self.beside.watching(t):
                 loss = self.inner_loss(network, batch, hparams)
             check_value(loss)
-            parts = plain_gradient(loss, held.params, by_backward=network.by_backward)
+            parts, missed = plain_gradient(loss, held.params, by_backward=network.by_backward)
             if held.written():  # by the forward pass, as an embedding with max_norm does
                 state = {**state, "params": held.vector()}
-            return state, flat(parts), packed(network.after())
+            return state, flat(parts), packed(network.after()), missed
 
     def network(self, state: State, hparams: HParams) -> Network:
         """Return the structure that a state belongs to."""
         return self._networks.of(hparams, int(state["seed"]), state["params"].device)
 
+    def looked_at(self) -> frozenset[str]:
+        """Return the hyperparameters that the model factory has looked at."""
+        return self._networks.looked_at()
+
     def modelled(self, state: State, hparams: HParams, names: Iterable[str]) -> list[str]:
-        """Return those of some hyperparameters that the model itself depends on.
+        """Return those of some hyperparameters that the model itself depends on."""
 
-        A factory sees plain numbers: no derivative goes through it. What it has looked at is moved
-        a little; where neither weights nor the loss of step 0 change, it does not matter.
-        """
-        weights, seed, device = unpack(state), int(state["seed"]), state["params"].device
-        found = []
+        def loss(network: Network) -> Tensor:
+            with torch.enable_grad(), self.draws(state, 0):
+                return self.inner_loss(network, self.batch(state, 0), hparams).detach()
 
-        def of(given: HParams) -> tuple[Tensor, ...]:
-            network = self._networks.apart().build(given, seed, device)
-            start = network.weights(device)
-            with (
-                torch.enable_grad(),
-                self.draws(state, 0),
-                network.holding(weights, training=True),
-            ):
-                loss = self.inner_loss(network, self.batch(state, 0), hparams)
-            return (loss.detach(), start.params, *start.frozen.values(), *start.buffers.values())
-
-        for name in self._networks.looked_at().intersection(names):
-            moved = hparams[name].detach() * 1.001 + 1e-6
-            pairs = list(zip(of(hparams), of({**hparams, name: moved}), strict=True))
-            if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
-                found.append(name)
-        return found
+        return self._networks.dependent(unpack(state), int(state["seed"]), hparams, names, loss)
 
     def draws(self, state: State, t: int) -> AbstractContextManager[None]:
         """Return the context in which everything random of step ``t`` is drawn.
@@ -320,21 +312,28 @@ class Supervised:
 
     def update(
         self,
+        network: Network,
         state: State,
         gradient: Tensor,
         others: Mapping[str, Tensor],
         options: Mapping[str, Value],
         t: int,
+        missed: Sequence[bool],
     ) -> State:
         """Return the state after the optimizer's step along a gradient ``[p]``.
 
-        ``others`` are the entries that the forward pass has made, such as buffers.
+        ``others`` are the entries that the forward pass has made, such as buffers; ``missed`` says
+        which parameters have no gradient: as in ``torch.optim``, they are left alone.
         """
-        params, slots = self.optimizer.update(
-            state["params"], gradient, slots_of(state), options, t
+        x, skipped = state["params"], state[SKIPPED]
+        after = skipped + torch.tensor(missed).long() if any(missed) else skipped
+        turns = turns_of(skipped, after, t, network.sizes, x.device)
+        params, slots = update_in_turns(
+            self.optimizer, turns, x, gradient, slots_of(state), options, t
         )
         return {
             **state,
+            SKIPPED: after,
             "params": params,
             **others,
             **{SLOT + name: value for name, value in slots.items()},

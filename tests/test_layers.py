@@ -15,6 +15,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 ROOMS = [
     {"errors", "nested", "reads", "seeds"},
     {"module_checks", "second_derivatives"},
+    {"module_modes"},
     {"constraints"},
     {"space"},
     {"training", "early_stopping"},

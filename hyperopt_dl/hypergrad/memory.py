@@ -1,10 +1,11 @@
 """How much memory is free, and how much states take."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-
-from hyperopt_dl.training import State
+from torch import Tensor
 
 
 def available_bytes(device: torch.device) -> int:
@@ -19,7 +20,7 @@ def available_bytes(device: torch.device) -> int:
     return 4 * 2**30
 
 
-def size_of(*states: State) -> int:
+def size_of(*states: Mapping[Any, Tensor]) -> int:
     """Return the bytes that states take in memory together; what they share counts once.
 
     A tensor that is a view keeps the whole of what it looks into. What each further state of a run
@@ -31,7 +32,17 @@ def size_of(*states: State) -> int:
     return sum(storages.values())
 
 
-def storages_of(state: State) -> dict[int, int]:
+def storages_of(state: Mapping[Any, Tensor]) -> dict[int, int]:
     """Return the bytes of every storage that a state keeps, by its address."""
-    storages = (tensor.untyped_storage() for tensor in state.values())
+    parts = (part for tensor in state.values() for part in _strided(tensor))
+    storages = (part.untyped_storage() for part in parts)
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors with memory of their own that a tensor is made of."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout == torch.sparse_csr:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return (tensor,) if tensor.layout == torch.strided else (tensor.to_dense(),)

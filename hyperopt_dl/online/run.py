@@ -93,7 +93,9 @@ class OnlineRun(Generic[Tuner]):
                 self._rest |= packed(network.after())
                 self._step(self.tuner, loss, self._max_norm, lambda: self._validation_loss(t))
 
-            network.standing_in(unpack(state), make, FirstPass(), training=True)
+            network.standing_in(
+                unpack(state), make, FirstPass(), training=True, pieces=self._leaves
+            )
 
     def _validation_loss(self, t: int) -> Tensor:
         return self._held_out.loss(self._state(), self._hparams, t)

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
@@ -39,6 +40,8 @@ class GradientGraph:
 
     Attributes:
         g: The pieces of the gradient, cut from the graph.
+        missed: For each of x, whether the loss does not depend on it.
+        acts_once: Whether something acts in the first backward pass alone.
     """
 
     def __init__(
@@ -51,23 +54,36 @@ class GradientGraph:
         again: Again,
     ) -> None:
         made: tuple[Tensor, ...] = ()
+        self.missed: list[bool] = []
         if x:
             with first:
-                made = torch.autograd.grad(value, x, create_graph=True, materialize_grads=True)
-        self._x, self._c, self._again = tuple(x), tuple(c), again
+                found = torch.autograd.grad(value, x, create_graph=True, allow_unused=True)
+            self.missed = [g is None for g in found]
+            made = tuple(
+                torch.zeros_like(leaf, requires_grad=False) if g is None else g
+                for g, leaf in zip(found, x, strict=True)
+            )
+        self._leaves, self._again = (*x, *c), again
+        # A parameter that gets other memory, of another dtype or device, ends no longer the graph
+        # that it did: where the graph ends is kept instead.
+        self._edges = tuple(map(get_gradient_edge, self._leaves))
         self._outputs = (*made, *b)
+        self.acts_once = first.met
         self.g = tuple(piece.detach() for piece in made)
 
     def pull(self, bars: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the adjoints of x and c, from those of g and b."""
         pairs = [(y, bar) for y, bar in zip(self._outputs, bars, strict=True) if y.requires_grad]
-        leaves = (*self._x, *self._c)
-        if not pairs:  # the loss is linear
-            return tuple(torch.zeros_like(leaf, requires_grad=False) for leaf in leaves)
-        outputs, given = zip(*pairs, strict=True)
+        found: Sequence[Tensor | None] = [None] * len(self._edges)
         with self._again():
-            return torch.autograd.grad(
-                outputs, leaves, given, retain_graph=True, materialize_grads=True
+            if pairs:  # else the loss is linear
+                outputs, given = zip(*pairs, strict=True)
+                found = torch.autograd.grad(
+                    outputs, self._edges, given, retain_graph=True, allow_unused=True
+                )
+            return tuple(
+                torch.zeros_like(leaf, requires_grad=False) if part is None else part
+                for part, leaf in zip(found, self._leaves, strict=True)
             )
 
     def push(self, dots: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -80,7 +96,7 @@ class GradientGraph:
         outputs, given = zip(*pairs, strict=True)
         with self._again(), torch.enable_grad():
             pulled = torch.autograd.grad(
-                outputs, (*self._x, *self._c), given, create_graph=True, allow_unused=True
+                outputs, self._edges, given, create_graph=True, allow_unused=True
             )
             along = [
                 (bar, dot)

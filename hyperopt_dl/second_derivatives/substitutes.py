@@ -59,6 +59,7 @@ class Substitutes(TorchFunctionMode):
         self.first = first
         self._tracing = tracing
         self._statistics = written_out if pushed else batch_norm
+        self._without_graph = False
         self._written = {id(tensor): tensor for tensor in written}
 
     def __torch_function__(
@@ -70,11 +71,15 @@ class Substitutes(TorchFunctionMode):
     ) -> Any:
         """Carry out an operation, or what takes its place."""
         kwargs = kwargs or {}
-        if self._tracing and func in _LOOKS:
-            raise LookedAtValueError(
-                f"the forward pass looks at values of tensors ({func.__name__}), which a trace "
-                f"would keep"
-            )
+        if func is torch._C._set_grad_enabled:
+            self._without_graph = not args[0]
+        if func in _LOOKS:
+            if self._tracing:
+                raise LookedAtValueError(
+                    f"the forward pass looks at values of tensors ({func.__name__}), which a trace "
+                    f"would keep"
+                )
+            return func(args[0].detach(), *args[1:], **kwargs)
         if func is F.batch_norm:
             return _batch_norm(self._statistics, *args, **kwargs)
         if func is F.instance_norm:
@@ -82,9 +87,15 @@ class Substitutes(TorchFunctionMode):
         substitute = _SUBSTITUTES.get(func)
         if substitute is not None:
             return substitute(self.first, func, *args, **kwargs)
-        if torch.is_grad_enabled() or not _any_requires_grad(args, kwargs):
+        # Inside of a torch.autograd.Function gradients are off without anybody having said so.
+        if self._without_graph and not torch.is_grad_enabled() and _any_grad(args, kwargs):
+            return self._without_grad(func, args, kwargs)
+        try:
             return func(*args, **kwargs)
-        return self._without_grad(func, args, kwargs)
+        except TypeError as error:
+            if "not Tensor" in str(error) and _any_grad([], kwargs, numbers=True):
+                raise _plain_number(error) from error
+            raise
 
     def _without_grad(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out an operation under ``no_grad`` so that later passes know it."""
@@ -125,12 +136,22 @@ def _is_in_place(name: str) -> bool:
     return name.endswith("_")
 
 
-def _any_requires_grad(args: Any, kwargs: dict[str, Any]) -> bool:
+def _plain_number(error: TypeError) -> TrainingError:
+    """Return the error for a hyperparameter where an operation of torch takes a number."""
+    return TrainingError(
+        f"torch takes no tensor there, and so no derivative goes through it: {error}. Write the "
+        f"operation out, or give it float(hp[...]) and hold that hyperparameter where it is with "
+        f"Hypergradient(fixed=[...]) or hypergrad.Constant."
+    )
+
+
+def _any_grad(args: Any, kwargs: dict[str, Any], *, numbers: bool = False) -> bool:
+    """Return whether a tensor among the arguments, or a number among them, has a graph."""
     values = [*args, *kwargs.values()]
     while values:
         value = values.pop()
         if isinstance(value, Tensor):
-            if value.requires_grad:
+            if value.requires_grad and not (numbers and value.ndim):
                 return True
         elif isinstance(value, (tuple, list)):
             values += value
@@ -263,19 +284,75 @@ def _embedding(
 
 
 def _cross_entropy(
-    first: FirstPass,  # noqa: ARG001
+    first: FirstPass,
     func: Any,
     *args: Any,
     label_smoothing: Any = 0.0,
     **kwargs: Any,
 ) -> Tensor:
-    """Cross entropy is linear in its label smoothing."""
-    if not isinstance(label_smoothing, Tensor):
-        plain: Tensor = func(*args, label_smoothing=label_smoothing, **kwargs)
-        return plain
-    sharp, smooth = (func(*args, label_smoothing=s, **kwargs) for s in (0.0, 1.0))
-    mixture: Tensor = torch.lerp(sharp, smooth, label_smoothing.to(sharp))
-    return mixture
+    """Cross entropy is linear in its label smoothing, and torch's has no derivative in weights."""
+    if isinstance(label_smoothing, Tensor):
+        sharp, smooth = (
+            _cross_entropy(first, func, *args, label_smoothing=s, **kwargs) for s in (0.0, 1.0)
+        )
+        return torch.lerp(sharp, smooth, label_smoothing.to(sharp))
+    weight = args[2] if len(args) > 2 else kwargs.get("weight")
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        return _weighted(*args, **{**kwargs, "label_smoothing": label_smoothing})
+    plain: Tensor = func(*args, label_smoothing=label_smoothing, **kwargs)
+    return plain
+
+
+def _weighted(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    weight: Tensor,
+    size_average: Any = None,  # noqa: ARG001 (torch's order)
+    ignore_index: int = -100,
+    reduce: Any = None,  # noqa: ARG001
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy with a weight w for each of K classes that has a derivative.
+
+    ``-Σ_k w_k q_k log p_k`` with q the target, mixed with 1 / K; the mean over classes is divided
+    by the sum of the targets' weights, that over probabilities by their number.
+    """
+    dim = 1 if input.ndim > 1 else 0
+    logp, K = input.log_softmax(dim), input.shape[dim]
+    shape = [K if i == dim else 1 for i in range(input.ndim)]
+    w = weight.to(input.dtype).view(shape)
+    if target.is_floating_point():
+        q = target * (1 - label_smoothing) + label_smoothing / K
+        each = -(w * q * logp).sum(dim)
+        count = input.numel() / K
+        return each if reduction == "none" else each.sum() / (count if reduction == "mean" else 1)
+    kept = target != ignore_index
+    index = torch.where(kept, target, 0).unsqueeze(dim)
+    own = w.expand_as(logp).gather(dim, index).squeeze(dim) * kept
+    hit = -own * logp.gather(dim, index).squeeze(dim)
+    smooth = -(w * logp).sum(dim) * kept / K
+    each = (1 - label_smoothing) * hit + label_smoothing * smooth
+    if reduction == "none":
+        return each
+    return each.sum() / own.sum() if reduction == "mean" else each.sum()
+
+
+def _gumbel_softmax(
+    first: FirstPass,
+    func: Any,
+    logits: Tensor,
+    tau: float = 1,
+    hard: bool = False,
+    eps: float = 1e-10,
+    dim: int = -1,
+) -> Tensor:
+    soft: Tensor = func(logits, tau, False, eps, dim)
+    if not hard:
+        return soft
+    index = soft.max(dim, keepdim=True)[1]
+    chosen = torch.zeros_like(logits).scatter_(dim, index, 1.0)
+    return chosen - first.stopped(soft) + soft
 
 
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
@@ -286,6 +363,7 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     F.embedding: _embedding,
     F.cross_entropy: _cross_entropy,
+    F.gumbel_softmax: _gumbel_softmax,
 }
 _IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "pow", "matmul")}
 _IN_PLACE.add("__setitem__")

@@ -13,7 +13,7 @@ from hyperopt_dl.hypergrad.traces.graphs import trace
 
 @pytest.fixture
 def second_derivatives() -> Iterator[None]:
-    """What plain autograd needs: the fused recurrent kernels have no second derivative."""
+    """What the engine does: fused recurrent kernels are not traced, or not differentiated."""
     library: Any = torch.backends.mkldnn
     before = library.enabled
     library.enabled = False

@@ -11,7 +11,7 @@ penalty and sign, u = ḡ; b momentum buffer; m, v first and second moment; μ m
 In clipping: n the norm of g, c its limit, s the factor, ĝ = s g.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,6 +23,7 @@ from hyperopt_dl.optimizers.clip_norm import ROOM, clipped
 from hyperopt_dl.optimizers.combinations import add_scaled
 from hyperopt_dl.optimizers.groups import everywhere
 from hyperopt_dl.optimizers.options import Value, is_zero
+from hyperopt_dl.optimizers.turns import Turn
 from hyperopt_dl.optimizers.weight_decay import penalised
 
 Vectors: TypeAlias = dict[str, Tensor]
@@ -88,6 +89,33 @@ def adjoint_of(rule: Optimizer) -> RuleAdjoint:
     elif type(rule) is ClipNorm:
         return RuleAdjoint(rule, _clip_norm)
     return RuleAdjoint(rule, by_autograd)
+
+
+def pulled_in_turns(
+    rule: RuleAdjoint,
+    step: Step,
+    turns: Sequence[Turn] | None,
+    x_bar: Tensor,
+    slots_bar: Vectors,
+) -> Pulled:
+    """Pull adjoints back through a step in which parameters take turns.
+
+    An adjoint is linear in what it pulls back: so that of a turn is that of the rule at its count,
+    with zeros for the other parameters, and the sum of all is that of the step.
+    """
+    if turns is None:
+        return rule(step, x_bar, slots_bar)
+    x, u = torch.zeros_like(step.x), torch.zeros_like(step.x)
+    slots, options = dict[str, Tensor](), dict[str, Tensor]()
+    for mask, done in turns:
+        own = {name: torch.where(mask, bar, 0) for name, bar in slots_bar.items()}
+        pulled = Pulled(torch.where(mask, x_bar, 0), own, torch.zeros_like(u), {})
+        if done is not None:
+            pulled = rule(step._replace(t=done), pulled.x, own)
+        x, u = x + pulled.x, u + pulled.u
+        for total, part in ((slots, pulled.slots), (options, pulled.options)):
+            total |= {n: total[n] + v if n in total else v for n, v in part.items()}
+    return Pulled(x, slots, u, options)
 
 
 def by_autograd(rule: Optimizer, step: Step, x_bar: Tensor, slots_bar: Vectors) -> Pulled:

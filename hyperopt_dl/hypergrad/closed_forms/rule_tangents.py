@@ -8,7 +8,7 @@ Letters, with a dot for a tangent: x parameters; z slots; g gradient; m coordina
 the norm of g, c its limit, s the factor, ĝ = s g.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from hyperopt_dl.hypergrad.traces.pushforward import Pushforward
 from hyperopt_dl.optimizers import SGD, Adagrad, Adam, AdamW, ClipNorm, Optimizer, RMSprop
 from hyperopt_dl.optimizers.clip_norm import ROOM, clipped
 from hyperopt_dl.optimizers.options import is_zero
+from hyperopt_dl.optimizers.turns import Turn
 
 RuleTangent: TypeAlias = Callable[[Any, Vectors, Step], dict[str, Tensor]]
 """From a rule, the tangents before a step, and the step, to the tangents after it."""
@@ -40,6 +41,20 @@ def push_rule(rule: Optimizer, dot: Vectors, step: Step) -> dict[str, Tensor]:
     # Of these types exactly: a subclass may have an update of its own.
     after = _FORMS.get(type(rule), by_autograd)(rule, dot, step)
     return {name: value.to(dot[name].dtype) for name, value in after.items()}
+
+
+def push_in_turns(
+    rule: Optimizer, turns: Sequence[Turn] | None, dot: Vectors, step: Step
+) -> dict[str, Tensor]:
+    """Carry tangents through a step in which parameters take turns; args as for `push_rule`."""
+    if turns is None:
+        return push_rule(rule, dot, step)
+    total = dict(dot)
+    for mask, done in turns:
+        if done is not None:
+            after = push_rule(rule, dot, replace(step, t=done + 1))
+            total = {name: torch.where(mask, after[name], value) for name, value in total.items()}
+    return total
 
 
 def by_autograd(rule: Optimizer, dot: Vectors, step: Step) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class Made(NamedTuple):
     dot: dict[str, Tensor]
     loss: Tensor
     others: tuple[Tensor, ...]
+    skipped: Tensor | None = None
 
     def agrees(self, other: "Made") -> bool:
         """Return whether two ways to make a step differ by no more than two ways to add up."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from hyperopt_dl.hypergrad.closed_forms.rule_tangents import push_rule
+from hyperopt_dl.hypergrad.closed_forms.rule_tangents import push_in_turns
 from hyperopt_dl.hypergrad.closed_forms.tangents import Seeds, Step, Vectors
 from hyperopt_dl.hypergrad.pushes.directions import Directions
 from hyperopt_dl.hypergrad.pushes.fused_push import RULES, FusedPush, Made
@@ -22,7 +22,8 @@ from hyperopt_dl.hypergrad.steps.step_loss import StepLoss
 from hyperopt_dl.hypergrad.steps.whole_step import WholeStep
 from hyperopt_dl.hypergrad.traces.pushforward import Pushforward
 from hyperopt_dl.hypergrad.traces.row_pulls import MOST
-from hyperopt_dl.state_entries import SLOT, slots_of
+from hyperopt_dl.optimizers.turns import turns_of, update_in_turns
+from hyperopt_dl.state_entries import SKIPPED, SLOT, slots_of
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State, Training
 
@@ -206,6 +207,7 @@ class SplitPush(WholePush):
                 self._fused, made = None, expected
         after = {
             **state,
+            SKIPPED: state[SKIPPED] if made.skipped is None else made.skipped,
             "params": made.x,
             **(self._loss.named(state, made.others) if made.others else {}),
             **{SLOT + name: value for name, value in made.slots.items()},
@@ -242,11 +244,14 @@ class SplitPush(WholePush):
         seeds = self._seeds_of(options)
         step = Step(self.directions.m, x, g, g_dot, slots, t + 1, options.plain, seeds)
         own = {name: dot[name] for name in ("x", *slots)}
+        missed, skipped = self._loss.missed, state[SKIPPED]
+        skips = skipped + torch.tensor(missed).long() if any(missed) else skipped
+        turns = turns_of(skipped, skips, t, self._loss.network.sizes, x.device)
         with torch.no_grad():
-            dot_after = push_rule(rule, own, step)
-            x_after, after = rule.update(x, g, slots, options.plain, t)
+            dot_after = push_in_turns(rule, turns, own, step)
+            x_after, after = update_in_turns(rule, turns, x, g, slots, options.plain, t)
         dot_after |= {name: dot[name] for name in self.moving}
-        return Made(x_after, after, dot_after, loss, tuple(others)), g
+        return Made(x_after, after, dot_after, loss, tuple(others), skips), g
 
     def _along(self, dot: Vectors) -> Tensor:
         """Return the tangents of x̃ by rows: of x, of λ, of what moves; none of s."""

@@ -39,6 +39,10 @@ class HeldOut:
         self.in_memory = self._batches.in_memory
         self.beside = BesideTorch()
 
+    def looked_at(self) -> frozenset[str]:
+        """Return the hyperparameters that the model factory has looked at."""
+        return self._training.looked_at()
+
     def network(self, state: State, hparams: HParams) -> Network:
         """Return the structure that a state belongs to."""
         return self._training.network(state, hparams)

@@ -64,6 +64,7 @@ class ModuleLoss:
     Attributes:
         moved: Where in aux stands what has a derivative.
         batch: A batch of the structure that a call has, with what is no tensor in it.
+        missed: For each trainable parameter, whether the last step that was made did not reach it.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ModuleLoss:
         self._p = sum(size for _, size in network.layout)
         names = [*self._frozen, *self._buffers]
         self.moved: Sequence[int] = () if forward else [names.index(name) for name in moving]
+        self.missed: Sequence[bool] = [False] * len(network.params)
         self.batch: Batch = Batch((), torch.empty(0), torch.empty(0))
 
     def gradient(self, x: Tensor, tensors: Tensors) -> tuple[Tensor, Tensors]:
@@ -100,10 +102,10 @@ class ModuleLoss:
         with torch.enable_grad(), network.holding(weights, training=not evaluates) as held:
             value = self._training.inner_loss(network, batch, hparams)
             check_value(value)
-            g = flat(plain_gradient(value, held.params))
+            parts, self.missed = plain_gradient(value, held.params)
             if name := held.written():
                 raise writes_into(name)
-            return g, self._aux(value, network.after())
+            return flat(parts), self._aux(value, network.after())
 
     def record(self, x: Tensor, tensors: Tensors, wrt: Sequence[int]) -> Made:
         """Make the step with its graph, in which the tensors of ``wrt`` are leaves."""
@@ -123,6 +125,7 @@ class ModuleLoss:
             else None,
             training=not self._training.evaluates,
         )
+        self.missed = step.graph.missed[: len(network.params)]
         return Made(step.graph, self._aux(step.value, step.after), step.value)
 
     def stand_in(

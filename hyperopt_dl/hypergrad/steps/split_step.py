@@ -9,20 +9,26 @@ Letters: x the p parameters; z the optimizer's slots; ℓ the training loss on a
 gradient; H its Hessian; u the adjoint of g; λ the hyperparameters; b buffers that move.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hyperopt_dl.hypergrad.closed_forms.adjoints import Pulled, Step, adjoint_of
+from hyperopt_dl.hypergrad.closed_forms.adjoints import (
+    Pulled,
+    Step,
+    adjoint_of,
+    pulled_in_turns,
+)
 from hyperopt_dl.hypergrad.memory import size_of
 from hyperopt_dl.hypergrad.steps.run_options import Options, RunOptions
 from hyperopt_dl.hypergrad.steps.step_loss import StepLoss
 from hyperopt_dl.hypergrad.steps.whole_step import Adjoint, WholeStep
 from hyperopt_dl.hypergrad.traces.eager import Saved, saved_bytes
 from hyperopt_dl.network import flat
-from hyperopt_dl.state_entries import SLOT, slots_of
+from hyperopt_dl.optimizers.turns import Turn, turns_of
+from hyperopt_dl.state_entries import SKIPPED, SLOT, slots_of
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State
 
@@ -31,6 +37,7 @@ class Recorded(NamedTuple):
     """One step: what the rule's adjoint, its options and the Hessian product need."""
 
     step: Step
+    turns: Sequence[Turn] | None
     options: Options
     saved: Saved
 
@@ -74,12 +81,13 @@ class SplitStep(WholeStep):
         options = self._options.at(t)
         after = self._update(state, g, others, options, t)
         g = g if self._rule.reads_g else g.new_empty(0)  # a record may be kept for long
-        return after, Recorded(self._step(state, g, after, options, t), options, saved)
+        step, turns = self._step(state, g, after, options, t)
+        return after, Recorded(step, turns, options, saved)
 
     def pull(self, recorded: Any, adjoint: Adjoint) -> Adjoint:
         """Return α[t] = α[t + 1] A, and gather α[t + 1] B."""
-        step, options, saved = recorded
-        pulled = self._pull_rule(step, options, adjoint)
+        step, turns, options, saved = recorded
+        pulled = self._pull_rule(step, turns, options, adjoint)
         return self._joined(pulled, saved.pull(self._with_bars(pulled.u, adjoint)))
 
     def pull_between(self, state: State, after: State, t: int, adjoint: Adjoint) -> Adjoint:
@@ -87,10 +95,10 @@ class SplitStep(WholeStep):
         options = self._options.at(t)
         if self._rule.reads_g:
             g, _, saved = self._loss.call("linearize", state, t)
-            step = self._step(state, g, after, options, t)
-            return self.pull(Recorded(step, options, saved), adjoint)
-        step = self._step(state, state["params"].new_empty(0), after, options, t)
-        pulled = self._pull_rule(step, options, adjoint)
+            step, turns = self._step(state, g, after, options, t)
+            return self.pull(Recorded(step, turns, options, saved), adjoint)
+        step, turns = self._step(state, state["params"].new_empty(0), after, options, t)
+        pulled = self._pull_rule(step, turns, options, adjoint)
         u = self._with_bars(pulled.u, adjoint)
         return self._joined(pulled, self._loss.call("product", state, t, u))
 
@@ -113,15 +121,23 @@ class SplitStep(WholeStep):
     ) -> State:
         named = self._loss.named(state, others) if others else {}
         with torch.no_grad():
-            return self._supervised.update(state, g, named, options.plain, t)
+            return self._supervised.update(
+                self._loss.network, state, g, named, options.plain, t, self._loss.missed
+            )
 
-    def _step(self, state: State, g: Tensor, after: State, options: Options, t: int) -> Step:
-        slots = slots_of(state), slots_of(after)
-        return Step(state["params"], slots[0], g, slots[1], options.plain, options.wanted, t)
+    def _step(
+        self, state: State, g: Tensor, after: State, options: Options, t: int
+    ) -> tuple[Step, Sequence[Turn] | None]:
+        x, slots = state["params"], (slots_of(state), slots_of(after))
+        sizes = self._loss.network.sizes
+        turns = turns_of(state[SKIPPED], after[SKIPPED], t, sizes, x.device)
+        return Step(x, slots[0], g, slots[1], options.plain, options.wanted, t), turns
 
-    def _pull_rule(self, step: Step, options: Options, adjoint: Adjoint) -> Pulled:
+    def _pull_rule(
+        self, step: Step, turns: Sequence[Turn] | None, options: Options, adjoint: Adjoint
+    ) -> Pulled:
         x_bar = adjoint["params"] if "params" in adjoint else torch.zeros_like(step.x)
-        pulled = self._rule(step, x_bar, slots_of(adjoint))
+        pulled = pulled_in_turns(self._rule, step, turns, x_bar, slots_of(adjoint))
         self._options.add(options, pulled.options)
         return pulled
 

@@ -32,7 +32,7 @@ from hyperopt_dl.hypergrad.traces.eager import Eager, explaining
 from hyperopt_dl.hypergrad.traces.graphs import Graphs
 from hyperopt_dl.hypergrad.traces.traced import Traced, checked, choose
 from hyperopt_dl.nested import only_tensors, tensors_in
-from hyperopt_dl.network import Held, Weights
+from hyperopt_dl.network import Held, Weights, has_derivative
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.second_derivatives.substitutes import Substitutes
 from hyperopt_dl.seeds import derive
@@ -47,7 +47,13 @@ PROBED_EVERY = 2000
 KEPT_TRACES = 16
 """Sets of structural hyperparameters whose traces are kept for a network."""
 TRACED_FROM = 50
-"""Steps from which on a run is worth a trace, which costs as much as some dozens of them."""
+"""Steps from which on a run is worth a trace, which all trials of a structure share."""
+TRACED_ALONE_FROM = 150
+"""The same where each trial has a trace of its own, since the factory reads a number.
+
+A trace and its probes took as long as it saves in 90 to 130 steps of an MLP, a CNN, a transformer
+and an LSTM, and in 400 to 500 of two networks with large activations.
+"""
 
 
 class StepLoss:
@@ -148,9 +154,17 @@ class StepLoss:
                     f"fewer than {TRACED_FROM} steps, or take the branch by torch.where."
                 )
 
+    @property
+    def missed(self) -> Sequence[bool]:
+        """For each parameter, whether the last step that was made did not reach it.
+
+        The graphs of a trace reach what the step did that they were traced from.
+        """
+        return self._loss.missed
+
     def is_pure(self, state: State) -> bool:
-        """Return whether a step is known to draw nothing and to write into nothing."""
-        if not self._read_only:
+        """Return whether a step is known to draw nothing, to write nowhere and to reach all."""
+        if not self._read_only or any(self.missed):
             return False
         return not self._derivatives.at(self.at(state["params"]), self.tensors(state, 0)).draws
 
@@ -213,7 +227,7 @@ class StepLoss:
         training, leaves, network = self._training, self._gathered.leaves, self.network
         first, weights = FirstPass(), unpack(state)
         given = {
-            name: value.detach().requires_grad_(value.is_floating_point() or value.is_complex())
+            name: value.detach().requires_grad_(has_derivative(value))
             for name, value in {**weights.frozen, **weights.buffers}.items()
         }
         parts = [{name: given[name] for name in part} for part in weights[1:]]
@@ -270,7 +284,7 @@ class StepLoss:
         """
         if not isinstance(self._training, Supervised):
             return True
-        known, key = self.network.derived, ("checked", *self.key[2:])
+        known, key = self._training.checked, (self.network.layout, *self._key_without_numbers())
         if key not in known:
             try:
                 example = self._example(state, 0, shifted=False)
@@ -308,7 +322,13 @@ class StepLoss:
             return False
         if not only_tensors(tuple(self._batch)):
             return False
-        return compiled or self._training.steps >= TRACED_FROM
+        least = TRACED_ALONE_FROM if self._reads_a_number() else TRACED_FROM
+        return compiled or self._training.steps >= least
+
+    def _reads_a_number(self) -> bool:
+        """Return whether the model depends on a number that each trial may have another one for."""
+        hparams = self._gathered.hparams
+        return any(isinstance(hparams.get(name), float) for name in self._training.looked_at())
 
     def _eager(self, loss: ModuleLoss, example: Example) -> Eager:
         wrt = [] if loss is not self._plain else self._wrt(example)
@@ -321,6 +341,13 @@ class StepLoss:
         kind = type(self._training), self._forward
         moved = tuple(self._moves_by), tuple(self._moving)
         return kind, compiled, moved, self.used, leaves, repr(sorted(structure.items()))
+
+    def _key_without_numbers(self) -> tuple[Hashable, ...]:
+        """Return the key but for the numbers in it: none decides whether derivatives are right."""
+        hparams, leaves = self._gathered.hparams, self._gathered.leaves
+        structure = {n: v for n, v in hparams.items() if n not in leaves and type(v) is not float}
+        plain = {name: _whole(value) for name, value in structure.items()}
+        return *self.key[2:5], repr(sorted(plain.items()))
 
     def _only_reads(self, state: State) -> bool:
         """Return whether the step is known to leave the batch that it is given as it is."""

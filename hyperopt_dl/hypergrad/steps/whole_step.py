@@ -14,6 +14,7 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.steps.leaves import Gathered
 from hyperopt_dl.hypergrad.traces.eager import explained
 from hyperopt_dl.hypergrad.traces.kernels import kernels_with_second_derivatives
+from hyperopt_dl.network import has_derivative
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import NOT_REPLAYED, State, Training
 
@@ -181,7 +182,7 @@ def _leaves(state: State) -> dict[str, Tensor]:
     return {
         name: value.detach().requires_grad_()
         for name, value in state.items()
-        if value.is_floating_point() or value.is_complex()
+        if has_derivative(value)
     }
 
 

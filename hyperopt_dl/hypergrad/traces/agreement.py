@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.traces.eager import (
     Eager,
+    Made,
     Saved,
     Tensors,
     functions_of,
@@ -89,12 +90,16 @@ def must_replay(eager: Eager, example: Example, seed: int) -> None:
 def is_symmetric(eager: Eager, example: Example, seed: int) -> bool:
     """Return whether ``v·(Hu) = u·(Hv)``, as where g is the gradient of a function.
 
-    It is not where a gradient is stopped, scaled or reversed on its way, or where a second
-    derivative is wrong.
+    It is not where a gradient is stopped, scaled or reversed on its way. Where something acts in
+    the first backward pass alone it is taken for not symmetric: it may stand between a step's
+    buffers and the parameters.
     """
     x, tensors, u = example
     with seeded(seed, x.device):
-        saved = eager.linearize(x, tuple(map(copied, tensors)))[2]
+        made = eager.record(x, tuple(map(copied, tensors)))
+    if made.graph.acts_once:
+        return False
+    saved = eager.saved(made)
     rest = torch.zeros_like(u[len(x) :])
     u = u[: len(x)]
     v = u.flip(0) + u.abs()
@@ -109,20 +114,77 @@ def is_symmetric(eager: Eager, example: Example, seed: int) -> bool:
 def must_be_derivative(eager: Eager, example: Example, seed: int) -> None:
     """Raise unless the products are those of the derivative of (g, b), by difference quotients.
 
-    For a direction z of x, and one of the other tensors that are differentiated, the quotient
-    ``q = (f(x + hz) - f(x - hz)) / 2h`` of ``f = (g, b)`` is compared along itself:
-    ``q·Jz = (qJ)·z`` is what one pull gives. A kink between the two points, or rounding, spoils the
-    quotient for one h: the best of several counts, and where rounding says too much, none.
+    They are taken in float64: between two points in float32, as far apart as rounding makes
+    necessary, thousands of units of a network may switch. Where the loss does not take float64, a
+    quotient beside a kink says nothing, and only one of a smooth loss counts.
 
     Raises:
         TrainingError: They are not.
     """
+    try:
+        wide = _widened(example)
+        made, functions = _made(eager, wide, seed)
+    except TrainingError:
+        raise
+    except Exception:  # a dtype that is written into the model
+        made, functions = _made(eager, example, seed)
+        if any(name in f.name().lower() for f in functions for name in _KINKED):
+            return
+        wide = example
+    error = _furthest_off(eager, made, wide, seed, coarse=any(map(_is_coarse, functions)))
+    if error is not None:
+        raise _no_derivative(functions, error)
+    if wide is not example:
+        _must_agree_with(eager.saved(made), wide, eager, example, seed)
+
+
+def _widened(example: Example) -> Example:
     x, tensors, u = example
-    dtype = x.dtype
+    return (
+        x.double(),
+        tuple(t.double() if t.dtype in _NARROW else t for t in tensors),
+        u.double(),
+    )
+
+
+def _made(eager: Eager, example: Example, seed: int) -> tuple[Made, list[Any]]:
+    """Return a step, and the functions of its graph."""
+    x, tensors, _ = example
     with seeded(seed, x.device):
         made = eager.record(x, tuple(map(copied, tensors)))
-    functions = list(functions_of(made.value, *made.graph.outputs()))
-    coarse = any(map(_is_coarse, functions))
+    return made, list(functions_of(made.value, *made.graph.outputs()))
+
+
+def _must_agree_with(
+    saved: Saved, wide: Example, eager: Eager, example: Example, seed: int
+) -> None:
+    """Raise unless a product is the same in the dtype of the run and in float64."""
+    x, tensors, u = example
+    expected = saved.pull(wide[2])[0]
+    with seeded(seed, x.device):
+        narrow = eager.linearize(x, tuple(map(copied, tensors)))[2].pull(u)[0]
+    size = float(expected.norm())
+    error = float((narrow.double() - expected).norm())
+    if math.isfinite(size) and not error <= 0.1 * size + 1e3 * torch.finfo(x.dtype).eps:
+        raise TrainingError(
+            f"A product with the second derivative of the training loss must be the same in "
+            f"{x.dtype} and in float64, but differs by {error:.1e} at a size of {size:.1e}. Train "
+            f"in float64, or leave the gradient out: every sampler of Optuna tunes this training."
+        )
+
+
+def _furthest_off(
+    eager: Eager, made: Made, example: Example, seed: int, *, coarse: bool
+) -> float | None:
+    """Return by what part a product is off; ``None`` where none is.
+
+    For a direction z of x, and one of the other tensors that are differentiated, the quotient
+    ``q = (f(x + hz) - f(x - hz)) / 2h`` of ``f = (g, b)`` is compared along itself:
+    ``q·Jz = (qJ)·z`` is what one pull gives. A kink between the two points, or rounding, spoils the
+    quotient for one h: the best of several counts, and where rounding says too much, none.
+    """
+    x, tensors, u = example
+    dtype, saved = x.dtype, eager.saved(made)
     lengths, tolerance = _COARSE if coarse else _QUOTIENTS.get(dtype, _COARSE)
     f_sizes = [len(flat([piece])) for piece in made.graph.outputs()]
 
@@ -134,20 +196,20 @@ def must_be_derivative(eager: Eager, example: Example, seed: int) -> None:
         errors = []
         for h in lengths:
             ahead, behind = (
-                f(x + s * h * z, tuple(t + s * h * dots[i] if i in dots else t
-                                       for i, t in enumerate(tensors)))
-                for s in (1.0, -1.0)
-            )  # fmt: skip
-            q = (ahead - behind).double() / (2 * h)
-            size = 0.5 * float((ahead + behind).double().norm())
+                f(x + s * h * z, _moved(tensors, dots, s * h)).double() for s in (1.0, -1.0)
+            )
+            q = (ahead - behind) / (2 * h)
+            size = 0.5 * float((ahead + behind).norm())
             if not math.isfinite(size):
-                return
+                return None
             v = _even(q, f_sizes)
-            x_bar, bars = eager.saved(made).pull(v.to(dtype))
-            pulled = float(x_bar.double() @ z.double()) + sum(
-                float((bar.double() * dots[i].double()).sum())
-                for i, bar in zip(eager.wrt, bars, strict=True) if i in dots
-            )  # fmt: skip
+            x_bar, bars = saved.pull(v.to(dtype))
+            pulled = float(x_bar.double() @ z.double())
+            pulled += sum(
+                float((bar * dots[i].conj()).real.double().sum())
+                for i, bar in zip(eager.wrt, bars, strict=True)
+                if i in dots
+            )
             expected = float(v @ q)
             noise = 4 * torch.finfo(dtype).eps * size / h * float(v.norm())
             largest = max(abs(expected), abs(pulled))
@@ -158,7 +220,12 @@ def must_be_derivative(eager: Eager, example: Example, seed: int) -> None:
             if errors[-1] <= tolerance:
                 break
         if min(errors) > tolerance:
-            raise _no_derivative(functions, min(errors))
+            return min(errors)
+    return None
+
+
+def _moved(tensors: Tensors, dots: dict[int, Tensor], h: float) -> Tensors:
+    return tuple(t + h * dots[i] if i in dots else t for i, t in enumerate(tensors))
 
 
 def _is_coarse(function: Any) -> bool:
@@ -231,10 +298,12 @@ def _no_derivative(functions: Iterable[Any], error: float) -> TrainingError:
 
 
 _QUOTIENTS = {
-    torch.float64: ((1e-6, 1e-5, 1e-7, 1e-4), 1e-4),
+    torch.float64: ((1e-7, 1e-6, 1e-8, 1e-9, 1e-5), 1e-3),
     torch.float32: ((1e-3, 3e-3, 3e-4, 1e-2), 0.05),
 }
 """Lengths of a difference, in the order that they are tried, and how far a product may be off."""
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_KINKED = ("relu", "threshold", "max", "min", "clamp", "abs", "sort", "topk", "where", "sign")
 _COARSE = ((0.1, 0.3, 0.03), 0.3)
 _WRONG = {
     "WeightNorm": "torch's weight norm, whose second derivative is wrong on a CPU: compute "
@@ -296,10 +365,13 @@ def _difference(
 
 def _real(tensor: Tensor) -> Tensor:
     """Return the entries as double numbers: flags, counts, and the parts of complex ones too."""
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
 
 
 def copied(tensor: Tensor) -> Tensor:
     """Return another tensor with the same values and strides: a view where a copy would not."""
     copy = tensor.detach().clone()
+    if tensor.layout != torch.strided:
+        return copy
     return copy if copy.stride() == tensor.stride() else tensor.detach()

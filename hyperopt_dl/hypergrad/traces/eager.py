@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.hypergrad.memory import storages_of
 from hyperopt_dl.hypergrad.traces.kernels import kernels_with_second_derivatives
 from hyperopt_dl.network import flat
 from hyperopt_dl.recorded_step import is_reentrant
@@ -94,9 +95,8 @@ class Saved(Protocol):
 
 def saved_bytes(saved: Saved, beside: Iterable[Tensor] = ()) -> int:
     """Return the bytes that ``saved`` holds, without the memory of the tensors ``beside`` it."""
-    kept = {tensor.untyped_storage().data_ptr() for tensor in beside}
-    held = {tensor.untyped_storage() for tensor in saved.tensors()}
-    sizes = {storage.data_ptr(): storage.nbytes() for storage in held}
+    kept = storages_of(dict(enumerate(beside)))
+    sizes = storages_of(dict(enumerate(saved.tensors())))
     return sum(size for pointer, size in sizes.items() if pointer not in kept)
 
 
@@ -106,8 +106,9 @@ class Eager:
     Args:
         loss: The loss.
         wrt: Which of ``tensors`` the mixed products are taken with respect to, an attribute too.
-        recurrent: Whether an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is inside: the fused kernels of
-            oneDNN and cuDNN for these have no second derivative and must be switched off.
+        recurrent: Whether an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` is inside: cuDNN's kernels for
+            these have no second derivative, and oneDNN's, which have one, cannot be traced; so both
+            are switched off.
     """
 
     draws = True

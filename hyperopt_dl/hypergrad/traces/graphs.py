@@ -18,9 +18,10 @@ A node with an effect stays where it is, needed or not: a draw of random numbers
 for those after it.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -28,6 +29,7 @@ from torch import Tensor, fx
 from hyperopt_dl.hypergrad.traces.aliases import dependent_on, draws, memory_of, name_of, written_by
 from hyperopt_dl.hypergrad.traces.program import Program, program, replay
 from hyperopt_dl.hypergrad.traces.recording import record
+from hyperopt_dl.hypergrad.traces.remat import with_repeated
 from hyperopt_dl.hypergrad.traces.row_pulls import RowPulls
 from hyperopt_dl.hypergrad.traces.simplify import simplify
 
@@ -123,6 +125,7 @@ def split(root: torch.nn.Module, joint: fx.Graph) -> Graphs:
     _drop_same(joint)
     simplify(joint)
     *nodes, output = joint.nodes
+    _check_shapes(nodes)
     u, *inputs = (node for node in nodes if node.op == "placeholder")
     first, second = output.args[0]
     memory = memory_of(nodes)
@@ -131,11 +134,13 @@ def split(root: torch.nn.Module, joint: fx.Graph) -> Graphs:
         raise CutError("the second backward pass writes into what the first one returns")
     both = _needed(nodes, second)
     early = _needed([node for node in nodes if node not in of_u], (*first, *inputs))
-    members = set(early)
+    members = {*early, *_items_of(early, both)}
+    early = [node for node in nodes if node in members]
     late = [node for node in both if node not in members]
     _check_order(nodes, members, set(late), memory)
+    late = with_repeated(late, early, (first, second), memory)
     read = {*second, *(argument for node in late for argument in node.all_input_nodes)}
-    saved = [node for node in early if node in read]
+    saved = [node for node in early if node in read.difference(late)]
     B = program(root, late, (u, *saved), second)
     return Graphs(
         G=program(root, early, inputs, first),
@@ -147,6 +152,36 @@ def split(root: torch.nn.Module, joint: fx.Graph) -> Graphs:
         draws=any(map(draws, early)),
         writes=any(memory[target] in {u, *inputs} for node in nodes for target in written_by(node)),
     )
+
+
+def _check_shapes(nodes: Iterable[fx.Node]) -> None:
+    """Raise where the values of a tensor decide the shape of another one.
+
+    What Python makes of that shape, such as to leave out an expert without examples, stands in the
+    trace as it was once.
+    """
+    for node in nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            masks = [each for each in _flat(node.args[1:]) if _is_mask(each)]
+            if name_of(node) != "aten::index" or masks:
+                raise CutError(f"the shape of what {name_of(node)} returns depends on values")
+
+
+def _flat(values: Any) -> list[Any]:
+    if isinstance(values, (list, tuple)):
+        return [each for part in values for each in _flat(part)]
+    return [values]
+
+
+def _is_mask(value: Any) -> bool:
+    found = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return found is not None and found.dtype in (torch.bool, torch.uint8)
+
+
+def _items_of(early: Sequence[fx.Node], both: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return the items of early results: one of them is saved without the others."""
+    sources = set(early)
+    return [n for n in both if n.target is operator.getitem and n.args[0] in sources]
 
 
 def _drop_same(graph: fx.Graph) -> None:

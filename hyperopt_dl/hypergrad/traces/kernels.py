@@ -55,6 +55,6 @@ _PLAIN_RECURRENCE = _Shared(_without_libraries)
 
 @contextmanager
 def kernels_with_second_derivatives(recurrent: bool) -> Iterator[None]:
-    """Leave aside the kernels that can be differentiated only once: attention's, and recurrent."""
+    """Leave aside kernels that cannot be differentiated twice, or not traced: see ``Eager``."""
     with _PLAIN_ATTENTION, _PLAIN_RECURRENCE if recurrent else nullcontext():
         yield

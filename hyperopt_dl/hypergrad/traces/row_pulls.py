@@ -9,6 +9,7 @@ Letters: u an adjoint of the gradient, a row; Hu its product with the Hessian; m
 import torch
 from torch import Tensor
 
+from hyperopt_dl.hypergrad.memory import size_of
 from hyperopt_dl.hypergrad.traces.agreement import close, copied
 from hyperopt_dl.hypergrad.traces.over_rows import over_rows
 from hyperopt_dl.hypergrad.traces.program import Program, program, replay
@@ -50,7 +51,7 @@ class RowPulls:
     def _pulled(self, rows: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
         m = len(rows)
         if m not in self._graphs:
-            apart = not self._together or m == 1 or sum(each.nbytes for each in saved) > ROOM
+            apart = not self._together or m == 1 or size_of(dict(enumerate(saved))) > ROOM
             self._graphs[m] = None if apart else self._checked(rows, saved)
         graph = self._graphs[m]
         return self._one_by_one(rows, saved) if graph is None else replay(graph, rows, *saved)[0]

@@ -185,7 +185,12 @@ def probe(
 def _kind(x: Tensor, tensors: Tensors, key: Hashable) -> Hashable:
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return key, autocast, tuple((t.shape, t.stride(), t.dtype, t.device) for t in (x, *tensors))
+    return key, autocast, tuple(map(_form, (x, *tensors)))
+
+
+def _form(tensor: Tensor) -> Hashable:
+    strides = tensor.stride() if tensor.layout == torch.strided else tensor.layout
+    return tensor.shape, strides, tensor.dtype, tensor.device
 
 
 def _quote(error: Exception) -> str:
