@@ -140,7 +140,8 @@ def split(root: torch.nn.Module, joint: fx.Graph) -> Graphs:
     _check_order(nodes, members, set(late), memory)
     late = with_repeated(late, early, (first, second), memory)
     read = {*second, *(argument for node in late for argument in node.all_input_nodes)}
-    saved = [node for node in early if node in read.difference(late)]
+    read.difference_update(late)
+    saved = [node for node in early if node in read]
     B = program(root, late, (u, *saved), second)
     return Graphs(
         G=program(root, early, inputs, first),
