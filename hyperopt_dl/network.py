@@ -103,6 +103,7 @@ class Network:
         scripted: Whether a part of the module is compiled by TorchScript.
         loose: Whether the module holds tensors that are neither parameters nor registered buffers.
         by_backward: Whether the gradient has to come from ``loss.backward()``.
+        flags: Which parts of the module are in training mode while it trains.
         derived: What others have made of this structure and want to find again, such as traces.
     """
 
@@ -127,7 +128,7 @@ class Network:
         self.scripted = any(isinstance(each, torch.jit.ScriptModule) for each in parts)
         self._hooks = hooks_on_gradients(parts, self.params)
         self._parts = parts
-        self._flags = training_flags(module, parts)
+        self.flags = training_flags(module, parts)
         self._entries = [
             (each._parameters, name, param)
             for each in parts
@@ -286,7 +287,7 @@ class Network:
         """Have the module for oneself, in training mode or not."""
         with self._lock:
             flags = [each.training for each in self._parts]
-            wanted = self._flags if training else [False] * len(flags)
+            wanted = self.flags if training else [False] * len(flags)
             seen = None if self._hidden is not None else hidden_state(self._parts)
             try:
                 set_flags(self._parts, flags, wanted)

@@ -22,6 +22,7 @@ from hyperopt_dl.optimizers.options import Value
 from hyperopt_dl.optimizers.ranges import check_ranges, factors_read
 from hyperopt_dl.optimizers.resolve import resolve
 from hyperopt_dl.optimizers.turns import turns_of, update_in_turns
+from hyperopt_dl.plain_step import must_be_plain
 from hyperopt_dl.predictions import predictions
 from hyperopt_dl.recorded_inputs import gradient_with_graph, records, value_with_graph
 from hyperopt_dl.recorded_step import check_value, is_reentrant, plain_gradient
@@ -111,9 +112,7 @@ class Supervised:
         buffers: Literal["state", "constant"] = "state",
         evaluation_batch_size: int = 4096,
     ) -> None:
-        check_parts(model, loss, optimizer, weights, metrics, early_stopping)
-        if buffers not in ("state", "constant"):
-            raise TrainingError(f"buffers must be 'state' or 'constant', got {buffers!r}.")
+        check_parts(model, loss, optimizer, weights, metrics, early_stopping, buffers)
         self.buffers = buffers
         self._model = model
         self.optimizer = optimizer
@@ -145,6 +144,9 @@ class Supervised:
         self.online = online
         if online is not None:
             checked_online(online).check(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "checked": {}}
 
     @property
     def hparams(self) -> frozenset[str]:
@@ -234,15 +236,16 @@ class Supervised:
             return self.step(state, hparams, t)
         options = self.options(state, network, hparams, t)
         with torch.no_grad():
-            return self.update(network, state, gradient, others, options, t, missed)
+            after = self.update(network, state, gradient, others, options, t, missed)
+        if t == 0 and (network.layout, "plain") not in self.checked:
+            must_be_plain(self, network, state, after, hparams)
+            self.checked[network.layout, "plain"] = True
+        return after
 
     def _forward_and_back(
         self, network: Network, state: State, hparams: HParams, t: int
     ) -> tuple[State, Tensor, State, list[bool]]:
-        """Return the state that is stepped from, the gradient ``[p]``, what else has moved.
-
-        And for each parameter whether the loss does not depend on it.
-        """
+        """Return the state that is stepped from, the gradient, what else moved, what is missed."""
         with (
             torch.enable_grad(),
             self.draws(state, t),

@@ -17,6 +17,7 @@ def check_parts(
     weights: object,
     metrics: Any,
     early_stopping: object,
+    buffers: object,
 ) -> None:
     """Check what a training is made of.
 
@@ -47,6 +48,8 @@ def check_parts(
         raise TrainingError(
             f"early_stopping must be EarlyStopping(patience=...), got {early_stopping!r}."
         )
+    if buffers not in ("state", "constant"):
+        raise TrainingError(f"buffers must be 'state' or 'constant', got {buffers!r}.")
 
 
 def steps_of(steps: int | None, epochs: int | None, steps_per_epoch: int) -> int:

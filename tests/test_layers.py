@@ -21,7 +21,7 @@ ROOMS = [
     {"training", "early_stopping"},
     {"batches", "init_scale", "network", "losses", "optimizers"},
     {"networks", "predictions", "recorded_step", "state_entries"},
-    {"recorded_inputs"},
+    {"plain_step", "recorded_inputs"},
     {"supervised_arguments"},
     {"supervised"},
     {"hypergrad", "gp"},

@@ -22,9 +22,9 @@ from hyperopt_dl.online.hypergradient_descent import HypergradientDescent, check
 from hyperopt_dl.online.kept import params_of
 from hyperopt_dl.online.rules import rule_of
 from hyperopt_dl.online.run import OnlineRun
-from hyperopt_dl.online.torch_twin import kind_of
 from hyperopt_dl.optimizers.options import names_in
 from hyperopt_dl.optimizers.resolve import evaluate
+from hyperopt_dl.optimizers.torch_twin import kind_of
 from hyperopt_dl.space import Dimension, Float
 from hyperopt_dl.space.bounds import bounds
 from hyperopt_dl.supervised import Supervised

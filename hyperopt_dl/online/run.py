@@ -14,7 +14,7 @@ from hyperopt_dl.hypergrad.steps.held_out import HeldOut
 from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.history import OnlineRecord
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent
-from hyperopt_dl.online.torch_twin import max_norm, torch_optimizer
+from hyperopt_dl.optimizers.torch_twin import max_norm, torch_optimizer
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.state_entries import SLOT, packed, unpack
 from hyperopt_dl.supervised import Supervised

@@ -27,14 +27,13 @@ from hyperopt_dl.hypergrad.steps.held_out import HeldOut
 from hyperopt_dl.hypergrad.steps.leaves import Gathered
 from hyperopt_dl.hypergrad.steps.module_loss import ModuleLoss
 from hyperopt_dl.hypergrad.steps.outer_check import check_outer_loss
+from hyperopt_dl.hypergrad.steps.reads_and_moves import reads_and_moves
 from hyperopt_dl.hypergrad.traces.agreement import Example, disagreement, must_be_derivative
-from hyperopt_dl.hypergrad.traces.eager import Eager, explaining
+from hyperopt_dl.hypergrad.traces.eager import Eager
 from hyperopt_dl.hypergrad.traces.graphs import Graphs
 from hyperopt_dl.hypergrad.traces.traced import Traced, checked, choose
 from hyperopt_dl.nested import only_tensors, tensors_in
-from hyperopt_dl.network import Held, Weights, has_derivative
-from hyperopt_dl.second_derivatives.first_pass import FirstPass
-from hyperopt_dl.second_derivatives.substitutes import Substitutes
+from hyperopt_dl.network import Weights
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.state_entries import entry_of, packed, unpack
 from hyperopt_dl.supervised import Supervised
@@ -97,8 +96,7 @@ class StepLoss:
         self.network = training.network(state, gathered.hparams)
         self._read_only = False
         self._batch: Batch | None = None
-        self._moves = isinstance(training, Supervised) and training.buffers == "state"
-        self.used, moving = self._look(state)
+        self.used, moving = reads_and_moves(training, self.network, gathered, state)
         self._check_doors(state)
         self._moves_by = [name.partition("/")[2] for name in moves_by] or moving
         self._moving = moving
@@ -221,42 +219,6 @@ class StepLoss:
             *(width - len(leaves) + leaves.index(name) for name in self.used),
             *(self._names.index(name) for name in self._moves_by),
         ]
-
-    def _look(self, state: State) -> tuple[tuple[str, ...], list[str]]:
-        """Return the hyperparameters that the loss depends on, and what moves beside x."""
-        training, leaves, network = self._training, self._gathered.leaves, self.network
-        first, weights = FirstPass(), unpack(state)
-        given = {
-            name: value.detach().requires_grad_(has_derivative(value))
-            for name, value in {**weights.frozen, **weights.buffers}.items()
-        }
-        parts = [{name: given[name] for name in part} for part in weights[1:]]
-        held = Held(network, network.unflatten(weights.params).values())
-        place = Weights(weights.params, *parts)
-        mode = not training.evaluates
-        with torch.enable_grad(), training.draws(state, 0):
-            batch = training.batch(state, 0)
-            with (
-                network.recording(place, first, held, training=mode),
-                Substitutes(first, written=network.now().values()),
-                training.beside.watching(0),
-            ):
-                value = training.inner_loss(network, batch, self._gathered.hparams)
-                after = network.after()
-        found = {**after.frozen, **after.buffers}
-        moving = [
-            name
-            for name, tensor in found.items()
-            if tensor.requires_grad and self._moves and not _is_copy(tensor, given[name])
-        ]
-        outputs = [each for each in (value, *(found[n] for n in moving)) if each.requires_grad]
-        if not outputs:
-            return (), moving  # the first gradient says what is wrong
-        bars = [torch.ones_like(each) for each in outputs]
-        with explaining():
-            reached = torch.autograd.grad(outputs, [*leaves.values()], bars, allow_unused=True)
-        used = tuple(n for n, part in zip(leaves, reached, strict=True) if part is not None)
-        return used, moving
 
     def _check_doors(self, state: State) -> None:
         """Raise where the model itself depends on a hyperparameter that a derivative is wanted in.
@@ -387,16 +349,6 @@ def _is_probed(state: State, t: int) -> bool:
 def _entries(tensor: Tensor) -> int:
     """Return the number of entries, of which a complex one counts two."""
     return tensor.numel() * (1 + tensor.is_complex())
-
-
-def _is_copy(tensor: Tensor, of: Tensor) -> bool:
-    """Return whether a tensor is what a step was given, or the copy that was made of it."""
-    function = tensor.grad_fn
-    if function is None:
-        return tensor is of
-    if function.name() != "CloneBackward0":
-        return False
-    return getattr(function.next_functions[0][0], "variable", None) is of
 
 
 def _whole(value: Any) -> Any:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hyperopt_dl.hypergrad.memory import size_of
 from hyperopt_dl.hypergrad.traces import row_pulls
 from hyperopt_dl.hypergrad.traces.graphs import Activations
 from hyperopt_dl.hypergrad.traces.over_rows import over_rows
@@ -115,7 +116,7 @@ def test_casts_are_not_made_twice_under_autocast() -> None:
 
 def test_rows_of_a_large_step_are_pulled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     saved, p = linearized(build("relu"))
-    monkeypatch.setattr(row_pulls, "ROOM", sum(each.nbytes for each in saved.tensors()) - 1)
+    monkeypatch.setattr(row_pulls, "ROOM", size_of(dict(enumerate(saved.tensors()))) - 1)
     rows = some_rows(3, p)
     torch.testing.assert_close(saved.pull_rows(rows), one_by_one(saved, rows), rtol=0, atol=0)
     assert made(saved.rows) == {3: None}

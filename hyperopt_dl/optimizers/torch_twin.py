@@ -42,6 +42,14 @@ def kind_of(twin: Optimizer) -> type[torch.optim.Optimizer]:
     return _KINDS[type(rule)]
 
 
+def has_twin(rule: Optimizer) -> bool:
+    """Return whether torch has an optimizer that makes the first step of a rule."""
+    inner = rule.rule if isinstance(rule, ClipNorm) else rule
+    options = [inner.options(), *inner.groups.values()]
+    scheduled = any(isinstance(each, Schedule) for some in options for each in some.values())
+    return type(inner) in _KINDS and not scheduled
+
+
 def torch_optimizer(
     twin: Optimizer, params: Mapping[str, Tensor], hparams: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
