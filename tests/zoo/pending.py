@@ -2,23 +2,7 @@
 """Rows that the engine does not answer as expected yet, and what it answers."""
 
 PENDING: dict[str, str] = {
-    "Normalisation: BatchNorm kept in evaluation mode": "WRONG value 1.185130 for 1.185672",
-    "Recurrence: a hidden state kept on self between steps": "WRONG value 1.235290 for 1.236287",
-    "Recurrence: a hidden state in a registered buffer": "WRONG d/dlr: got 0.006599, right 0.013759",
-    "Architectures: a graph convolution, sparse": "ERROR NotImplementedError Cannot access storage of SparseTensorImpl",
-    "Architectures: a sparse buffer": "ERROR NotImplementedError Could not run 'aten::max' with arguments from the 'SparseCPU' backend. This could be because the operator doesn't exist for this backend, or was",
-    "Networks that differentiate or solve: an energy model with Langevin steps": "REFUSED The derivative of a training step must be that of its gradient, but beside difference quotients it is off by 2.4%. Likely source: values that leave torch and come",
-    'Hyperparameters in the loss: cross_entropy(weight=hp["classes"])': "ERROR RuntimeError The function 'nll_loss_forward' is not differentiable with respect to argument 'weight'. This input cannot have requires_grad True.",
-    'Hyperparameters in the loss: huber_loss(delta=hp["delta"])': "ERROR TypeError huber_loss(): argument 'delta' (position 4) must be float, not Tensor",
-    "Randomness: torch.rand in the forward pass": "WRONG value 1.107703 for 1.108132",
-    "Randomness: LayerDrop by random.random": "WRONG value 1.129358 for 1.129249",
-    "Randomness: LayerDrop by numpy.random": "WRONG value 1.163796 for 1.163744",
-    "Control flow: an order found by numpy": "ERROR RuntimeError Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.",
-    "Control flow: a mixture of experts, the two best": "WRONG value 1.044564 for 1.044988",
-    "Functions of one's own: a Function of numpy": "ERROR RuntimeError Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.",
-    "Stopped gradients: Gumbel softmax, hard": "REFUSED The derivative of a training step must be that of its gradient, but beside difference quotients it is off by 7.7%. Likely source: values that leave torch and come",
-    "Parameters and buffers: a parameter that nothing uses, with weight decay": "WRONG unused.weight: Tensor-likes are not close! Mismatched elements: 9 / 9 (100.0%) Greatest absolute difference: 0.055802 at index (2, 2) (up to 1e-09 allowed) Greatest",
-    "Parameters and buffers: a counter kept on self": "WRONG value 1.178068 for 1.168346",
+    "Complex numbers and dtypes: autocast to bfloat16 in the forward pass": "REFUSED The derivative of a training step must be that of its gradient, but beside difference quotients it is off by 0.3%",
     "ForwardTuner in a loop: networks: BatchNorm1d": "WRONG d/dlr: got 0.211481, right [0.215244, 0.215244]",
     "ForwardTuner in a loop: networks: spectral_norm": "WRONG d/dlr: got 0.480895, right [0.481183, 0.481183]",
     "ForwardTuner in a loop: networks: checkpoint(use_reentrant=True)": "ERROR RuntimeError When use_reentrant=True, torch.utils.checkpoint is incompatible with .grad() or passing an `inputs` parameter to .backward(). To resolve this error, yo",
@@ -31,3 +15,7 @@ PENDING: dict[str, str] = {
     "ForwardTuner in a loop: networks: a moving average in a buffer": "WRONG d/dlr: got 0.707005, right [0.692111, 0.692111]",
     "ForwardTuner in a loop: networks: a momentum teacher inside the module (BYOL)": "WRONG d/dlr: got -0.876437, right [-0.120499, -0.120499]",
 }
+PENDING_LONG: dict[str, str] = {
+    "Control flow: a boolean mask in the loss": "RuntimeError in Forward(): the expanded size of the tensor (4) must match (3)",
+}
+"""The same of long runs, which are traced."""

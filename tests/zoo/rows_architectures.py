@@ -283,7 +283,7 @@ def _penalised_gradient() -> Case:
     return classify(Net(run, net=mlp()), loss=loss)
 
 
-def _langevin() -> Case:
+def _langevin(followed: bool) -> Case:
     """An energy model: steps of Langevin down its own energy, from the data and noise."""
 
     def run(m: Any, x: Tensor) -> Any:
@@ -291,7 +291,7 @@ def _langevin() -> Case:
         with torch.enable_grad():
             for _ in range(3):
                 z = z.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(m.net(z).sum(), z)
+                (slope,) = torch.autograd.grad(m.net(z).sum(), z, create_graph=followed)
                 z = z - 0.1 * slope
         return m.net(x), m.net(z.detach())
 
@@ -389,7 +389,17 @@ INNER.exact("a neural ODE, Euler's steps", _ode)
 INNER.exact("a loss from physics (PINN)", _physics)
 INNER.exact("forces from an energy", _energy)
 INNER.exact("a gradient penalty", _penalised_gradient)
-INNER.exact("an energy model with Langevin steps", _langevin, unroll=False)
+INNER.runs(
+    "an energy model with Langevin steps",
+    lambda: _langevin(followed=False),
+    match="difference quotients",
+    says="give autograd.grad in the forward pass create_graph=True, and detach() what comes of it",
+)
+INNER.exact(
+    "the same with create_graph=True",
+    lambda: _langevin(followed=True),
+    unroll=False,
+)
 INNER.exact("a fixed point, unrolled", lambda: _equilibrium(stop=False))
 INNER.exact(
     "a fixed point, one step differentiated (DEQ)", lambda: _equilibrium(stop=True), unroll=False

@@ -79,6 +79,7 @@ CONVOLUTIONS.exact(
             head=nn.Linear(16, CLASSES),
         ),
         *(1, 4, 4),
+        hp={"lr": 0.02, "momentum": 0.5},
     ),
     tolerance=1e-4,
 )

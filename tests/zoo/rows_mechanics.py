@@ -408,6 +408,20 @@ STOPPED.exact(
 )
 
 
+def _own_statistics() -> nn.Module:
+    """A norm that is written out: batch statistics in training, those that were kept after it."""
+
+    def run(m: Any, x: Tensor) -> Any:
+        h = m.first(x)
+        if m.training:
+            mean = h.mean(0)
+            with torch.no_grad():
+                m.mean.mul_(0.7).add_(0.3 * mean)
+        return m.head(torch.tanh(h - (mean if m.training else m.mean)))
+
+    return Net(run, mean=torch.zeros(5), first=nn.Linear(4, 5), head=nn.Linear(5, CLASSES))
+
+
 def _running_scale() -> nn.Module:
     """A scale that follows the activations in a buffer, as quantisers have it."""
 
@@ -421,6 +435,9 @@ def _running_scale() -> nn.Module:
     return Net(run, scale=torch.ones(()), first=nn.Linear(4, 5), head=nn.Linear(5, CLASSES))
 
 
+STOPPED.exact(
+    "statistics of one's own, for evaluation", lambda: classify(_own_statistics()), **DETACHED
+)
 STOPPED.exact("a moving average in a buffer", lambda: classify(_running_scale()), **DETACHED)
 
 # --- hooks ---
