@@ -15,7 +15,5 @@ PENDING: dict[str, str] = {
     "ForwardTuner in a loop: networks: a moving average in a buffer": "WRONG d/dlr: got 0.707005, right [0.692111, 0.692111]",
     "ForwardTuner in a loop: networks: a momentum teacher inside the module (BYOL)": "WRONG d/dlr: got -0.876437, right [-0.120499, -0.120499]",
 }
-PENDING_LONG: dict[str, str] = {
-    "Control flow: a boolean mask in the loss": "RuntimeError in Forward(): the expanded size of the tensor (4) must match (3)",
-}
+PENDING_LONG: dict[str, str] = {}
 """The same of long runs, which are traced."""
