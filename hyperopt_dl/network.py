@@ -271,6 +271,16 @@ class Network:
         """Put back the attributes that steps change, such as a hidden state that is no buffer."""
         put_back(self._hidden or [])
 
+    @contextmanager
+    def as_it_came(self) -> Iterator[None]:
+        """Let a step find the hidden state from before the first one, and leave the present one."""
+        now = hidden_state(self._parts)
+        self.forget()
+        try:
+            yield
+        finally:
+            put_back(changed(self._parts, now))
+
     def now(self) -> dict[str, Tensor]:
         """Return the buffers that the module has at this moment."""
         return {name: getattr(owner, last) for name, (owner, last) in self.owners.items()}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hyperopt_dl.batches import Batch
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.module_modes import changed, hidden_state, put_back
 from hyperopt_dl.network import Network, Weights, flat
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.torch_twin import has_twin, max_norm, torch_optimizer
@@ -57,19 +56,25 @@ def must_be_plain(
     elsewhere = any(p.device != after.device for p in network.params)
     if elsewhere or not has_twin(training.optimizer):
         return
-    with training.draws(state, 0):
-        batch = training.batch(state, 0)
-        expected = _stepped(
-            network,
-            weights,
-            lambda: training.inner_loss(network, batch, hparams),
-            training.optimizer,
-            hparams,
-        )
+
+    def stepped() -> Tensor:
+        with training.draws(state, 0), network.as_it_came():
+            batch = training.batch(state, 0)
+            return _stepped(
+                network,
+                weights,
+                lambda: training.inner_loss(network, batch, hparams),
+                training.optimizer,
+                hparams,
+            )
+
+    expected = stepped()
     moved = float((expected - weights.params).abs().max())
     error = float((after - expected).abs().max())
     rounding = 100 * torch.finfo(after.dtype).eps * float(expected.abs().max())
     if error <= 1e-3 * moved + rounding or not torch.isfinite(expected).all():
+        return
+    if not torch.equal(stepped(), expected):  # a generator of the module's own: no step is repeated
         return
     worst = [float(part.abs().max()) for part in torch.split(after - expected, network.sizes)]
     name, _ = network.layout[worst.index(max(worst))]
@@ -91,7 +96,7 @@ def _stepped(
     """Return the parameters after a step of ``torch.optim``; the module is left as it was."""
     module, params = network.module, network.params
     own = network.weights()
-    grads, hidden = [each.grad for each in params], hidden_state(module.modules())
+    grads = [each.grad for each in params]
     flags = [(each, each.training) for each in module.modules()]
     named = {name: p for (name, _), p in zip(network.layout, params, strict=True)}
     try:
@@ -113,7 +118,6 @@ def _stepped(
             each.grad = grad
         for part, was in flags:
             part.training = was
-        put_back(changed(module.modules(), hidden))
 
 
 def _write(network: Network, weights: Weights) -> None:

@@ -127,11 +127,13 @@ def must_be_derivative(eager: Eager, example: Example, seed: int) -> None:
     except TrainingError:
         raise
     except Exception:  # a dtype that is written into the model
-        made, functions = _made(eager, example, seed)
-        if any(name in f.name().lower() for f in functions for name in _KINKED):
-            return
         wide = example
-    error = _furthest_off(eager, made, wide, seed, coarse=any(map(_is_coarse, functions)))
+        made, functions = _made(eager, wide, seed)
+    narrowest = _narrowest(functions)
+    kinked = any(name in f.name().lower() for f in functions for name in _KINKED)
+    if narrowest != torch.float64 and kinked:
+        return
+    error = _furthest_off(eager, made, wide, seed, narrowest)
     if error is not None:
         raise _no_derivative(functions, error)
     if wide is not example:
@@ -174,7 +176,7 @@ def _must_agree_with(
 
 
 def _furthest_off(
-    eager: Eager, made: Made, example: Example, seed: int, *, coarse: bool
+    eager: Eager, made: Made, example: Example, seed: int, narrowest: torch.dtype
 ) -> float | None:
     """Return by what part a product is off; ``None`` where none is.
 
@@ -185,7 +187,7 @@ def _furthest_off(
     """
     x, tensors, u = example
     dtype, saved = x.dtype, eager.saved(made)
-    lengths, tolerance = _COARSE if coarse else _QUOTIENTS.get(dtype, _COARSE)
+    lengths, tolerance = _QUOTIENTS[narrowest]
     f_sizes = [len(flat([piece])) for piece in made.graph.outputs()]
 
     def f(x: Tensor, moved: Tensors) -> Tensor:
@@ -211,7 +213,7 @@ def _furthest_off(
                 if i in dots
             )
             expected = float(v @ q)
-            noise = 4 * torch.finfo(dtype).eps * size / h * float(v.norm())
+            noise = 4 * torch.finfo(narrowest).eps * size / h * float(v.norm())
             largest = max(abs(expected), abs(pulled))
             if largest <= noise:
                 errors = [0.0]
@@ -228,12 +230,11 @@ def _moved(tensors: Tensors, dots: dict[int, Tensor], h: float) -> Tensors:
     return tuple(t + h * dots[i] if i in dots else t for i, t in enumerate(tensors))
 
 
-def _is_coarse(function: Any) -> bool:
-    """Return whether an operation has a result of half precision, as under autocast."""
-    return any(
-        each.dtype in (torch.bfloat16, torch.float16)
-        for each in getattr(function, "_input_metadata", ())
-    )
+def _narrowest(functions: Iterable[Any]) -> torch.dtype:
+    """Return the dtype of a graph with the fewest digits: under autocast half of those of x."""
+    results = (each for f in functions for each in getattr(f, "_input_metadata", ()))
+    found = {each.dtype for each in results}
+    return next((dtype for dtype in _QUOTIENTS if dtype in found), torch.float64)
 
 
 def _directions(
@@ -298,13 +299,17 @@ def _no_derivative(functions: Iterable[Any], error: float) -> TrainingError:
 
 
 _QUOTIENTS = {
-    torch.float64: ((1e-7, 1e-6, 1e-8, 1e-9, 1e-5), 1e-3),
+    torch.float16: ((0.1, 0.3, 0.03), 0.3),
+    torch.bfloat16: ((0.1, 0.3, 0.03), 0.3),
     torch.float32: ((1e-3, 3e-3, 3e-4, 1e-2), 0.05),
+    torch.float64: ((1e-7, 1e-6, 1e-8, 1e-9, 1e-5), 1e-3),
 }
-"""Lengths of a difference, in the order that they are tried, and how far a product may be off."""
+"""Lengths of a difference, in the order that they are tried, and how far a product may be off.
+
+By the dtype with the fewest digits in the graph; narrow ones first.
+"""
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _KINKED = ("relu", "threshold", "max", "min", "clamp", "abs", "sort", "topk", "where", "sign")
-_COARSE = ((0.1, 0.3, 0.03), 0.3)
 _WRONG = {
     "WeightNorm": "torch's weight norm, whose second derivative is wrong on a CPU: compute "
     "g * v / v.norm() yourself",
