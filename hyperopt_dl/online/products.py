@@ -8,13 +8,15 @@ Letters: g gradient, z a tangent of the parameters, H Hessian of the loss.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.traces.eager import functions_of, lacking_operator
+from hyperopt_dl.recorded_step import is_reentrant
 
 Parts: TypeAlias = tuple[Tensor | None, ...]
 """One tensor a parameter, in its shape; ``None`` where the loss does not depend on it."""
@@ -23,6 +25,12 @@ _KERNELS = {
     "attention": "Run the model under torch.nn.attention.sdpa_kernel(SDPBackend.MATH).",
     "rnn": "Run the model with torch.backends.mkldnn.enabled (on CUDA: cudnn.enabled) False.",
 }
+
+_REENTRANT = (
+    "A tuner takes gradients by torch.autograd.grad, got a loss through "
+    "torch.utils.checkpoint(use_reentrant=True), which works with loss.backward() alone. Write "
+    "use_reentrant=False."
+)
 
 
 def checked(loss: Tensor) -> float:
@@ -49,9 +57,17 @@ def gradient(loss: Tensor, params: Sequence[Tensor], *, graph: bool) -> Parts:
     """Return dloss/dparams, with the graph of it where ``graph`` is true.
 
     Raises:
-        TrainingError: The loss does not depend on any of the parameters.
+        TrainingError: The loss does not depend on any of the parameters, or runs through a
+            checkpoint that only ``loss.backward()`` can differentiate.
     """
-    found = torch.autograd.grad(loss, params, create_graph=graph, allow_unused=True)
+    try:
+        found = torch.autograd.grad(loss, params, create_graph=graph, allow_unused=True)
+    except RuntimeError as error:
+        if is_reentrant(error):
+            raise TrainingError(_REENTRANT) from error
+        raise
+    if any(part is None for part in found) and any(_is_checkpoint(f) for f in functions_of(loss)):
+        raise TrainingError(_REENTRANT)  # what is inside of it is not reached, without an error
     if all(part is None for part in found):
         raise TrainingError(
             "A loss must depend on the optimizer's parameters, got one that depends on none of "
@@ -89,10 +105,16 @@ def says_nothing(loss: Tensor, params: Sequence[Tensor]) -> bool:
 
     The graph is kept. Such a loss may be nan: a mean over nothing.
     """
-    return vanishes(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True))
+    try:
+        found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if is_reentrant(error):  # it says so where it is differentiated
+            return False
+        raise
+    return vanishes(found)
 
 
-def vanishes(g: Parts) -> bool:
+def vanishes(g: Sequence[Tensor | None]) -> bool:
     """Return whether a gradient has entries, and all of them are 0."""
     found = [part for part in g if part is not None]
     return bool(found) and not any(bool(part.count_nonzero()) for part in found)
@@ -103,6 +125,10 @@ def outsiders(loss: Tensor, params: Iterable[Tensor]) -> list[tuple[int, ...]]:
     own = {id(param) for param in params}
     leaves = (getattr(function, "variable", None) for function in functions_of(loss))
     return [tuple(leaf.shape) for leaf in leaves if leaf is not None and id(leaf) not in own]
+
+
+def _is_checkpoint(function: Any) -> bool:
+    return getattr(function, "_forward_cls", None) is CheckpointFunction
 
 
 def _once_only(operator: str) -> TrainingError:

@@ -7,6 +7,7 @@ What moves, and when the run goes back, is decided as by `ForwardTuner` in such 
 Letters: s the state, t its step; Z = ds/du, the tangents in the coordinates u; h hypergradient.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,13 @@ from hyperopt_dl.hypergrad.forward import check_room, tangents_of
 from hyperopt_dl.hypergrad.pushes.look import look_of
 from hyperopt_dl.online.course import Course, check_constant, check_every, check_numbers
 from hyperopt_dl.online.history import Move, figure, packed, unpacked
+from hyperopt_dl.online.products import says_nothing, vanishes
 from hyperopt_dl.online.start import constant, coordinates_from
 from hyperopt_dl.optimizers.groups import everywhere
 from hyperopt_dl.optimizers.options import names_in
 from hyperopt_dl.optimizers.resolve import evaluate
 from hyperopt_dl.space import Float
+from hyperopt_dl.state_entries import unpack
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import HParams, State, Training
 
@@ -144,10 +147,12 @@ class TunedRun:
         pushed = self._push.push(self.state, self._Z, self.t)
         self.steps += 1
         first, loss = not self._course.begun, pushed.loss
-        if loss is not None and self._course.explodes(float(loss)):
-            self._fall_back(f"a training loss of {float(loss):g}")
+        value = None if loss is None else float(loss)
+        void = value is not None and not math.isfinite(value) and self._says_nothing(pushed.g)
+        if value is not None and not void and self._course.explodes(value):
+            self._fall_back(f"a training loss of {value:g}")
         else:
-            if first and pushed.g is not None:
+            if first and not void and pushed.g is not None:
                 self._course.begin([pushed.g])
             self.state, self._Z = pushed.state, pushed.Z
             self.t += 1
@@ -209,12 +214,29 @@ class TunedRun:
         self._start, self._good = ((self._placed(s), t) for s, t in state["kept"])
         self.state = self._placed(state["state"])
 
+    def _says_nothing(self, g: Tensor | None) -> bool:
+        """Return whether the gradient of step ``t`` is zero, as where all targets are ignored."""
+        if g is not None:
+            return not bool(g.count_nonzero())
+        training, state, hparams = self._training, self.state, self.values
+        assert isinstance(training, Supervised)  # whose steps have a loss
+        network = training.network(state, hparams)
+        with (
+            torch.enable_grad(),
+            training.draws(state, self.t),
+            network.holding(unpack(state), training=True) as held,
+        ):
+            loss = training.inner_loss(network, training.batch(state, self.t), hparams)
+            return says_nothing(loss, held.params)
+
     def _see(self) -> None:
         """Look at the validation data, and move or go back."""
         seen = self._look(self.state, self._Z, self.steps - 1)
         if not self.history:
             self._check_reached()
         value, h = float(seen.value), seen.h.tolist()
+        if not math.isfinite(value) and vanishes(seen.e):
+            return
         if self._course.lost(value, h, seen.e):
             self._fall_back(f"a validation loss of {value:g} with the hypergradient {h}", value)
         elif self._course.steps:

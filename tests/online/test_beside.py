@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
+from torch.utils.checkpoint import checkpoint
 
 import hyperopt_dl as hd
 from hyperopt_dl.online import DeltaBarDelta, ForwardTuner, HypergradientDescent
@@ -274,6 +275,29 @@ def test_a_batch_without_targets_is_a_step_of_zero_gradients(
     assert not tuner.history
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("part", [slice(0, 3), slice(0, 2), slice(1, 3)], ids=str)
+def test_a_checkpoint_that_wants_another_backward_is_refused(part: slice) -> None:
+    def loss(model: Any, value: float = 1.0) -> Tensor:
+        x = torch.ones(4, 3, dtype=torch.double, requires_grad=part.start == 0)
+        run_again: Any = checkpoint
+        inside = run_again(model[part], model[: part.start](x), use_reentrant=True)
+        found: Tensor = value * model[part.stop :](inside).square().mean()
+        return found
+
+    for act in (
+        lambda model, tuner: tuner.check(lambda: loss(model)),
+        lambda model, tuner: tuner.step(loss(model)),
+        lambda model, tuner: tuner.step(loss(model, float("nan"))),
+    ):
+        model = network()
+        tuner = ForwardTuner(SGD(model.parameters(), lr=LR), {"lr": RATE})
+        with pytest.raises(hd.TrainingError, match=r"Write use_reentrant=False"):
+            act(model, tuner)
+    if part.start:  # else the data require a gradient, which is refused too
+        with pytest.raises(hd.TrainingError, match=r"Write use_reentrant=False"):
+            tuner.backward(loss(model))
 
 
 def test_the_first_weights_that_are_gone_back_to_are_those_of_the_first_step() -> None:

@@ -350,3 +350,42 @@ def test_a_compiled_step_moves_alike(
         assert ours.values == pytest.approx(theirs.values, rel=1e-5)
     error = (tangents(fast) - tangents(plain)).norm() / tangents(plain).norm()
     assert error < 1e-5
+
+
+@pytest.mark.parametrize("discount", [0.0, 1.0])
+@pytest.mark.parametrize("compile", [False, True], ids=["by parts", "one graph"])
+@pytest.mark.parametrize("nothing_at", [0, 4])
+def test_a_batch_without_targets_is_a_step_of_zero_gradients(
+    nothing_at: int,
+    compile: bool,  # noqa: A002
+    discount: float,
+    uncompiled: None,
+) -> None:
+    x, y = data(0, torch.double)
+    whole = training(RULES["momentum"][0])
+    y[whole.batch(whole.init(AT, seed=3, device="cpu"), nothing_at).examples] = -100
+    made = training(RULES["momentum"][0], train=(x, y), steps=6)
+    run = stepped(tuned(made, hyper_lr=0.3, discount=discount, compile=compile, every=2), 6)
+    tuner = in_a_loop("momentum", made, 2, 6, hyper_lr=0.3, discount=discount)
+    for ours, theirs in zip(run.history, tuner.history, strict=True):
+        assert not ours.restored
+        assert [*ours.values.values()] == pytest.approx([*theirs.values.values()], rel=1e-10)
+        assert [*ours.gradient.values()] == pytest.approx([*theirs.gradient.values()], rel=1e-10)
+    assert run.t == 6
+    assert run.values["lr"] != AT["lr"]
+
+
+def test_validation_data_without_targets_say_nothing() -> None:
+    x, y = data(1, torch.double)
+    made = training(RULES["momentum"][0], validation=(x, torch.full_like(y, -100)))
+    run = stepped(tuned(made), 6)
+    assert run.history == []
+    assert run.values == {n: AT[n] for n in sorted(made.hparams)}
+
+
+def test_a_loss_that_is_not_finite_and_has_a_gradient_is_lost() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return math.nan * cross_entropy(output, target)
+
+    run = stepped(tuned(training(RULES["momentum"][0], loss=loss)), 1)
+    assert [move.restored for move in run.history] == [True]
