@@ -11,7 +11,7 @@ d(g·u)/dtensors[i]. Its nodes are early, if g or aux need them, or late::
 
     G  early           x, tensors    -> g, aux
     A  early           x, tensors    -> g, aux, saved
-    B  late            u, saved      -> Hu, mixed
+    B  late            u, saved      -> Hu, mixed      (and early ones that cost less than to save)
     H  early and late  u, x, tensors -> Hu, mixed      (without what only g and aux need)
 
 A node with an effect stays where it is, needed or not: a draw of random numbers moves the generator

@@ -6,7 +6,8 @@ backward pass what the first one has computed. On a small network these are half
 
 A rule takes a node and returns another one for the same values, or ``None``. All rules hold for
 real and complex tensors of every dtype; only ``_fused`` may change a result, in its last bit.
-Memory that anything writes into is left alone.
+Memory that anything writes into is left alone. What ``pooling`` does looks further than at a node
+and its inputs, and so comes after them.
 """
 
 from collections.abc import Callable
