@@ -50,8 +50,9 @@ _STOPPED = (
     "a detach(), .data, .item() or no_grad() on what depends on the weights: targets of the model "
     "itself, focal weights, straight-through estimators, power iterations. Such stop-gradients "
     "make the training loss no potential: what .grad follows is no gradient of a function, and "
-    "second derivatives miss how the stopped part moves. Let the gradient flow there too, or set "
-    "discount=0, which needs no second derivative"
+    "second derivatives miss how the stopped part moves. Let the gradient flow there too, use "
+    "ForwardTuner.from_training, which follows it, or set discount=0, which needs no second "
+    "derivative"
 )
 
 
@@ -187,8 +188,9 @@ def must_be_the_derivative(
         raise TrainingError(
             "check() needs the same loss from each call, but its gradient was another one the "
             "second time. Draw from torch's default generators alone, take the same batch, and "
-            "change nothing that the loss depends on, as a power iteration (spectral_norm) does: "
-            "that is also what tangents know nothing of."
+            "change nothing that the loss depends on, such as a buffer with a moving average or a "
+            "power iteration (spectral_norm): tangents know nothing of what moves there. Use "
+            "ForwardTuner.from_training, which follows it, or set discount=0."
         )
     start = [param.detach().clone() for param in params]
     best, quotient_norm = math.inf, 0.0
