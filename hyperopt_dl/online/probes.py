@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.traces.eager import functions_of
 from hyperopt_dl.online.products import Parts, checked, gradient, product
+from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.seeds import derive, seeded
 
 SYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -38,6 +39,7 @@ _EPS = {
 }
 """The ε that quotients are taken with, in the size of a parameter's entries."""
 _ONCE = once_differentiable(lambda _, *grads: grads).__code__
+_WRAPPED = FirstPass().once(print).__code__
 _ENGINE = torch.autograd.graph._engine_run_backward.__code__
 _KNOWN = {
     "WeightNormInterface": (
@@ -73,7 +75,7 @@ def must_be_symmetric(loss: Tensor, g: Parts, params: Sequence[Tensor], step: in
     if not math.isfinite(transposed):
         return
     noise = 100 * torch.finfo(params[0].dtype).eps * math.sqrt(_inner(z, z) * _inner(Hu, Hu))
-    tolerance = 2e-2 if _has_half(loss) else SYMMETRY.get(params[0].dtype, 2e-2)
+    tolerance = 2e-2 if has_half(loss) else SYMMETRY.get(params[0].dtype, 2e-2)
     if abs(transposed - norm) > tolerance * norm + noise:
         raise TrainingError(
             f"The second derivative of the training loss must be symmetric, but z·(Hu) and u·(Hz) "
@@ -125,6 +127,8 @@ def no_edits() -> Iterator[None]:
         if event != "return" or caller is None or not isinstance(returned, Tensor | tuple):
             return
         code = frame.f_code
+        if code is _WRAPPED:
+            code = getattr(frame.f_locals["hook"], "__code__", code)
         by_torch = code.co_filename.startswith(_TORCH)
         if not by_torch and (caller.f_code is _ENGINE or caller.f_code.co_filename == _HOOKS):
             edits.append(f"{code.co_name} ({code.co_filename}:{code.co_firstlineno})")
@@ -174,7 +178,7 @@ def must_be_the_derivative(
         )
     ]
     must_be_twice_differentiable(loss)
-    if dtype not in QUOTIENT or _has_half(loss):
+    if dtype not in QUOTIENT or has_half(loss):
         raise TrainingError(
             f"check() takes difference quotients, which half precision has too few digits for, got "
             f"a loss with parts in it and parameters in {dtype}. Compute the loss without "
@@ -270,7 +274,7 @@ def _distance(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
     return math.sqrt(_inner(parts, parts))
 
 
-def _has_half(loss: Tensor) -> bool:
+def has_half(loss: Tensor) -> bool:
     """Return whether a part of the graph is computed in half precision, as under autocast."""
     for function in functions_of(loss):
         for entry in getattr(function, "_input_metadata", ()):

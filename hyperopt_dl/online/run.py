@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.hypergrad.steps.held_out import HeldOut
+from hyperopt_dl.online.first_look import must_have_second_derivatives
 from hyperopt_dl.online.forward_tuner import ForwardTuner
 from hyperopt_dl.online.history import OnlineRecord
 from hyperopt_dl.online.hypergradient_descent import HypergradientDescent
@@ -70,6 +71,8 @@ class OnlineRun(Generic[Tuner]):
         The state is a copy, without the optimizer's slots.
         """
         with torch.enable_grad():
+            if self._t == 0 and isinstance(self.tuner, ForwardTuner) and self.tuner.discount != 0:
+                must_have_second_derivatives(self._training, self._hparams, self._state())
             for t in range(self._t, stop):
                 self._make(t)
         self._t = max(self._t, stop)
@@ -88,14 +91,18 @@ class OnlineRun(Generic[Tuner]):
         with training.draws(state, t):
             batch = training.batch(state, t)
 
+            first = FirstPass()
+
             def make() -> None:
                 loss = training.inner_loss(network, batch, hparams)
                 self._rest |= packed(network.after())
-                self._step(self.tuner, loss, self._max_norm, lambda: self._validation_loss(t))
+                with first:  # hooks act as in a loop: the tuner knows those of parameters
+                    self._step(self.tuner, loss, self._max_norm, lambda: self._validation_loss(t))
 
-            network.standing_in(
-                unpack(state), make, FirstPass(), training=True, pieces=self._leaves
-            )
+            network.standing_in(unpack(state), make, first, training=True, pieces=self._leaves)
+            for leaf in self._leaves:
+                if leaf._backward_hooks:
+                    leaf._backward_hooks.clear()  # of this step; the next one brings its own
 
     def _validation_loss(self, t: int) -> Tensor:
         return self._held_out.loss(self._state(), self._hparams, t)
