@@ -51,6 +51,7 @@ class Batches:
     ) -> None:
         self._source = source.tensors if isinstance(source, TensorDataset) else source
         self.in_memory = _is_in_memory(self._source)
+        self._flat = self.in_memory and all(isinstance(part, Tensor) for part in self._source)
         self._name = name
         self.size = self._count()
         self._cut(batch_size, drop_last=drop_last)
@@ -106,7 +107,11 @@ class Batches:
             parts = self._on(device)
         elif self.in_memory:
             # Copies in either case: a model may write into its input.
-            parts = mapped(self._on(device), torch.clone if whole else lambda part: part[index])
+            placed = self._on(device)
+            if self._flat:  # a structure takes longer to walk through than a small batch to take
+                parts = tuple(part.clone() if whole else part[index] for part in placed)
+            else:
+                parts = mapped(placed, torch.clone if whole else lambda part: part[index])
         else:
             collated = tuple(self._collate(index.tolist()))
             parts = mapped(collated, lambda part: part.to(device, non_blocking=True))

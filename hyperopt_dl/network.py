@@ -14,10 +14,11 @@ Letters: p the number of trainable entries, of which a complex one counts two.
 """
 
 import copy
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +38,9 @@ from hyperopt_dl.module_modes import (
     training_flags,
 )
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
+from hyperopt_dl.weights import Weights, flat
 
 R = TypeVar("R")
-
-
-class Weights(NamedTuple):
-    """Everything that a module's output depends on beside its inputs.
-
-    ``params`` is the vector of the p trainable entries; ``frozen`` holds the parameters that do not
-    require a gradient, ``buffers`` the registered buffers, both by the module's own names.
-    """
-
-    params: Tensor
-    frozen: dict[str, Tensor]
-    buffers: dict[str, Tensor]
 
 
 class Held:
@@ -58,7 +48,7 @@ class Held:
 
     Args:
         network: The module.
-        pieces: What its trainable parameters hold; copied.
+        pieces: What its trainable parameters hold: memory that the step may write into.
 
     Attributes:
         params: The module's trainable parameters, in the order of the flat vector.
@@ -66,15 +56,12 @@ class Held:
 
     def __init__(self, network: "Network", pieces: Iterable[Tensor]) -> None:
         self.params = network.params
-        # Copies begin where memory is aligned, and what a step writes stays with the step.
-        self.pieces = [
-            each.detach().clone(memory_format=torch.contiguous_format) for each in pieces
-        ]
+        self.pieces = list(pieces)
         self._layout = network.layout
         self._versions = [each._version for each in network.params]
 
     def written(self) -> str | None:
-        """Return the name of a trainable parameter that was written into, if there is one."""
+        """Return the name of a trainable parameter that was written into, if one is seen to be."""
         pairs = zip(self._layout, self.params, self._versions, strict=True)
         return next((n for (n, _), each, before in pairs if each._version != before), None)
 
@@ -117,6 +104,9 @@ class Network:
         self.sizes = [size for _, size in self.layout]
         self._shapes = [q.shape for q in self.params]
         self._complex = [q.is_complex() for q in self.params]
+        ends = itertools.accumulate(self.sizes)
+        # A view as complex numbers must not begin between two of them: see ``_shaped``.
+        self._plain = not any(self._complex) and not any(end % 2 for end in [*ends][:-1])
         self.frozen = {n: q for n, q in named.items() if not q.requires_grad}
         self.owners = _owners(module, (name for name, _ in module.named_buffers()))
         self._frozen_owners = _owners(module, self.frozen)
@@ -138,6 +128,7 @@ class Network:
         self._stood_in = False
         self._hidden: list[Attribute] | None = None
         self._writes: frozenset[str] | None = None
+        self._writes_params: bool | None = None
         self._lock = threading.RLock()
         self.by_backward = False
         self.derived: dict[Hashable, Any] = {}
@@ -169,13 +160,18 @@ class Network:
         """Return the named, shaped pieces of a flat vector ``[p]``, views where that can be."""
         # One split is one node of the graph: its backward is one concatenation, where a slice per
         # parameter would add up as many vectors of length p.
-        pieces = torch.split(params, self.sizes)
+        pieces = params.split_with_sizes(self.sizes)
+        if self._plain:
+            return {
+                name: piece.view(shape)
+                for (name, _), piece, shape in zip(self.layout, pieces, self._shapes, strict=True)
+            }
         shaped = zip(self.layout, pieces, self._shapes, self._complex, strict=True)
         return {name: _shaped(piece, shape, pair) for (name, _), piece, shape, pair in shaped}
 
     @contextmanager
     def holding(self, weights: Weights, *, training: bool) -> Iterator[Held]:
-        """Let the module hold copies of these weights, and put its own ones back in the end.
+        """Let the module hold these weights, and put its own ones back in the end.
 
         The module's tensors stay what they are, and have other memory for as long as the block
         lasts: whoever knows them finds the weights of the step. ``after`` reads what the step has
@@ -185,8 +181,11 @@ class Network:
             weights: What it holds.
             training: Whether it is in training mode.
         """
-        with self._own(training), self._by_itself():
-            held = Held(self, self.unflatten(weights.params.detach()).values())
+        with self._own(training):
+            # Most steps write into no parameter; the first one shows whether this one does.
+            own = self._writes_params is False
+            vector = weights.params.detach()
+            held = Held(self, self.unflatten(vector if own else vector.clone()).values())
             others = {**self.frozen, **self.now()}
             given = self._copied(weights)
             tensors = [*self.params, *others.values()]
@@ -198,6 +197,10 @@ class Network:
                 for name, each in others.items():
                     each.data = given[name]
                 yield held
+                if self._writes_params is None:
+                    self._writes_params = not torch.equal(held.vector(), vector)
+                elif held.written():
+                    self._writes_params = True
                 self._see_written(versions)
             finally:
                 self._put_back(self.owners, others)
@@ -220,7 +223,7 @@ class Network:
             held: What it holds of the trainable parameters.
             training: Whether it is in training mode.
         """
-        with self._own(training), self._by_itself(), self._acting_in(first), not_compiled():
+        with self._own(training), self._acting_in(first), not_compiled():
             others = {**self.frozen, **self.now()}
             before = [each.data for each in self.params]
             try:
@@ -294,18 +297,21 @@ class Network:
 
     @contextmanager
     def _own(self, training: bool) -> Iterator[None]:
-        """Have the module for oneself, in training mode or not."""
+        """Have the module for oneself, in training mode or not, with parameters of its own."""
         with self._lock:
             flags = [each.training for each in self._parts]
             wanted = self.flags if training else [False] * len(flags)
             seen = None if self._hidden is not None else hidden_state(self._parts)
+            others = self._take_places() if self._stood_in else None
             try:
                 set_flags(self._parts, flags, wanted)
                 yield
             finally:
+                set_flags(self._parts, wanted, flags)
                 if seen is not None:
                     self._hidden = changed(self._parts, seen)
-                set_flags(self._parts, [each.training for each in self._parts], flags)
+                if others is not None:
+                    self._give_places(others)
 
     def _copied(self, weights: Weights) -> dict[str, Tensor]:
         """Return what the step may write into: copies, but of what is known not to be written."""
@@ -326,22 +332,19 @@ class Network:
                 f"parameters {later} were left alone by the first one. Register them as buffers."
             )
 
-    @contextmanager
-    def _by_itself(self) -> Iterator[None]:
-        """Let the module have its own parameters where other tensors stand in their place."""
-        if not self._stood_in:
-            yield
-            return
+    def _take_places(self) -> list[Any]:
+        """Put the module's own parameters where other tensors stand, and return these."""
         there = [table[name] for table, name, _ in self._entries]
         for table, name, param in self._entries:
             table[name] = param
         self._stood_in = False
-        try:
-            yield
-        finally:
-            self._stood_in = True
-            for (table, name, _), tensor in zip(self._entries, there, strict=True):
-                table[name] = tensor
+        return there
+
+    def _give_places(self, tensors: list[Any]) -> None:
+        """Undo ``_take_places``."""
+        self._stood_in = True
+        for (table, name, _), tensor in zip(self._entries, tensors, strict=True):
+            table[name] = tensor
 
     def _acting_in(self, first: FirstPass) -> AbstractContextManager[None]:
         return acting_once(self._hooks, first) if self._hooks else nullcontext()
@@ -371,17 +374,6 @@ def _owners(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[nn.Modul
     """Return where tensors are kept: the part of the module, and the name there."""
     split = {name: name.rpartition(".") for name in names}
     return {name: (module.get_submodule(path), last) for name, (path, _, last) in split.items()}
-
-
-def has_derivative(tensor: Tensor) -> bool:
-    """Return whether a tensor may have a derivative: whole numbers and sparse tensors have none."""
-    return tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())
-
-
-def flat(pieces: Iterable[Tensor]) -> Tensor:
-    """Return tensors end to end, complex ones as the pairs of their parts."""
-    real = (torch.view_as_real(each) if each.is_complex() else each for each in pieces)
-    return torch.cat([each.reshape(-1) for each in real])
 
 
 def _shaped(piece: Tensor, shape: torch.Size, pair: bool) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Network, Weights
+from hyperopt_dl.network import Network
 from hyperopt_dl.reads import Reads
 from hyperopt_dl.seeds import derive, seeded
 from hyperopt_dl.training import HParams
+from hyperopt_dl.weights import Weights
 
 KEPT = 8
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from hyperopt_dl.batches import Batch
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Network, Weights, flat
+from hyperopt_dl.network import Network
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.torch_twin import has_twin, max_norm, torch_optimizer
 from hyperopt_dl.state_entries import unpack
 from hyperopt_dl.training import HParams, State
+from hyperopt_dl.weights import Weights, flat
 
 
 class Steps(Protocol):

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperopt_dl.network import Network, Weights, flat, has_derivative
+from hyperopt_dl.network import Network
 from hyperopt_dl.recorded_step import record_step, record_value
 from hyperopt_dl.second_derivatives.gradient_graph import GradientGraph, differentiable
 from hyperopt_dl.state_entries import entry_of, packed, unpack
 from hyperopt_dl.training import HParams, State
+from hyperopt_dl.weights import Weights, flat, has_derivative
 
 
 def records(state: State, hparams: HParams) -> bool:

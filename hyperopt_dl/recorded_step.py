@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Held, Network, Weights
+from hyperopt_dl.network import Held, Network
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.second_derivatives.gradient_graph import GradientGraph
 from hyperopt_dl.second_derivatives.substitutes import Substitutes
+from hyperopt_dl.weights import Weights
 
 
 class Extra(NamedTuple):
@@ -73,7 +74,7 @@ def record_step(
     Raises:
         TrainingError: The step writes into its parameters, or its loss does not depend on them.
     """
-    first, held = FirstPass(), Held(network, pieces)
+    first, held = FirstPass(), Held(network, [each.detach().clone() for each in pieces])
 
     def again() -> AbstractContextManager[object]:
         return network.recording(weights, first, held, training=training)
@@ -130,7 +131,7 @@ def record_value(
         loss: Computes the loss by the module as it is when it is called.
         leaves: What it depends on beside the parameters.
     """
-    first, held = FirstPass(), Held(network, pieces)
+    first, held = FirstPass(), Held(network, [each.detach().clone() for each in pieces])
 
     def again() -> AbstractContextManager[object]:
         return network.recording(weights, first, held, training=False)
@@ -160,9 +161,14 @@ def plain_gradient(
         if by_backward
         else torch.autograd.grad(loss, params, allow_unused=True)
     )
-    pairs = zip(found, params, strict=True)
-    dense = (torch.zeros_like(p) if g is None else g for g, p in pairs)
-    return [g.to_dense() if g.is_sparse else g for g in dense], [g is None for g in found]
+    missed = [g is None for g in found]
+    return [_dense(g, p) for g, p in zip(found, params, strict=True)], missed
+
+
+def _dense(g: Tensor | None, like: Tensor) -> Tensor:
+    if g is None:
+        return torch.zeros_like(like)
+    return g.to_dense() if g.is_sparse else g
 
 
 def is_reentrant(error: RuntimeError) -> bool:

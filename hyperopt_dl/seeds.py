@@ -70,7 +70,7 @@ class BesideTorch:
     @contextmanager
     def watching(self, t: int) -> Iterator[None]:
         """Watch the forward pass of step ``t``, where this is due."""
-        if self.drawn or not self.looks(t):
+        if self.drawn or not self.looks(t):  # known, or not due
             yield
             return
         before = _states()

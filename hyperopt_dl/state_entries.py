@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hyperopt_dl.network import Weights
 from hyperopt_dl.training import State
+from hyperopt_dl.weights import Weights
 
 FROZEN, BUFFER, SLOT = "frozen/", "buffer/", "optimizer/"
 """How the names in a state begin, beside ``params``, ``seed`` and ``SKIPPED``."""

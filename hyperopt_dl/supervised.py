@@ -4,7 +4,7 @@ Letters: t the step; p the number of trainable parameters; N the number of train
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from hyperopt_dl.batches import Batch, Batches, Source
 from hyperopt_dl.early_stopping import EarlyStopping
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.init_scale import InitScale
-from hyperopt_dl.network import Network, flat
+from hyperopt_dl.network import Network
 from hyperopt_dl.networks import Networks
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.options import Value
@@ -31,6 +31,7 @@ from hyperopt_dl.space import Dimension
 from hyperopt_dl.state_entries import BUFFER, FROZEN, SKIPPED, SLOT, packed, slots_of, unpack
 from hyperopt_dl.supervised_arguments import check_parts, checked_online, positive, steps_of
 from hyperopt_dl.training import NOT_REPLAYED, HParams, Online, State
+from hyperopt_dl.weights import flat
 
 
 class Supervised:
@@ -252,7 +253,7 @@ class Supervised:
             network.holding(unpack(state), training=True) as held,
         ):
             batch = self.batch(state, t)
-            with self.beside.watching(t):
+            with self.beside.watching(t) if self.beside.looks(t) else nullcontext():
                 loss = self.inner_loss(network, batch, hparams)
             check_value(loss)
             parts, missed = plain_gradient(loss, held.params, by_backward=network.by_backward)

@@ -13,7 +13,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 
 # Each room may import from the rooms above it and, where it is a folder, from itself.
 ROOMS = [
-    {"errors", "nested", "reads", "seeds"},
+    {"errors", "nested", "reads", "seeds", "weights"},
     {"module_checks", "second_derivatives"},
     {"module_modes"},
     {"constraints"},

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Held, Network, Weights
+from hyperopt_dl.network import Held, Network
 from hyperopt_dl.reads import Reads
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
+from hyperopt_dl.weights import Weights
 
 
 def net() -> nn.Sequential:
@@ -75,7 +76,7 @@ def by_holding(network: Network, weights: Weights, training: bool) -> tuple[Tens
 
 
 def by_recording(network: Network, weights: Weights, training: bool) -> tuple[Tensor, Weights]:
-    held = Held(network, network.unflatten(weights.params).values())
+    held = Held(network, network.unflatten(weights.params.clone()).values())
     with network.recording(weights, FirstPass(), held, training=training):
         return network.module(inputs()), network.after()
 

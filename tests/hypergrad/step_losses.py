@@ -12,11 +12,12 @@ from torch.nn import functional
 from hyperopt_dl.hypergrad.traces.agreement import Example
 from hyperopt_dl.hypergrad.traces.eager import Eager, Made
 from hyperopt_dl.hypergrad.traces.traced import Traced, checked, choose
-from hyperopt_dl.network import Network, Weights
+from hyperopt_dl.network import Network
 from hyperopt_dl.recorded_step import check_value
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.second_derivatives.gradient_graph import GradientGraph
 from hyperopt_dl.seeds import seeded
+from hyperopt_dl.weights import Weights
 
 CPU = torch.device("cpu")
 Tensors = tuple[Tensor, ...]

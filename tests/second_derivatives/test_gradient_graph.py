@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import hyperopt_dl as hd
-from hyperopt_dl.network import Network, flat
+from hyperopt_dl.network import Network
 from hyperopt_dl.recorded_step import record_step
+from hyperopt_dl.weights import flat
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 3

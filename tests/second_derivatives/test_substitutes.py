@@ -10,9 +10,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from hyperopt_dl.errors import TrainingError
-from hyperopt_dl.network import Network, Weights, flat
+from hyperopt_dl.network import Network
 from hyperopt_dl.recorded_step import RecordedStep, plain_gradient, record_step
 from hyperopt_dl.seeds import seeded
+from hyperopt_dl.weights import Weights, flat
 
 DOUBLE, CPU = torch.double, torch.device("cpu")
 Loss = Callable[[nn.Module], Tensor]

@@ -19,7 +19,7 @@ from torch import Tensor
 from hyperopt_dl.batches import Batch
 from hyperopt_dl.hypergrad.traces.eager import Made, Tensors, split_like
 from hyperopt_dl.nested import with_tensors
-from hyperopt_dl.network import Network, Weights, flat
+from hyperopt_dl.network import Network
 from hyperopt_dl.recorded_step import (
     Extra,
     check_value,
@@ -30,6 +30,7 @@ from hyperopt_dl.recorded_step import (
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.second_derivatives.substitutes import Substitutes
 from hyperopt_dl.training import HParams
+from hyperopt_dl.weights import Weights, flat
 
 R = TypeVar("R")
 

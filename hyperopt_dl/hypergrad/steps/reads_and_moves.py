@@ -6,12 +6,13 @@ from torch import Tensor
 from hyperopt_dl.hypergrad.steps.held_out import HeldOut
 from hyperopt_dl.hypergrad.steps.leaves import Gathered
 from hyperopt_dl.hypergrad.traces.eager import explaining
-from hyperopt_dl.network import Held, Network, Weights, has_derivative
+from hyperopt_dl.network import Held, Network
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.second_derivatives.substitutes import Substitutes
 from hyperopt_dl.state_entries import unpack
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State
+from hyperopt_dl.weights import Weights, has_derivative
 
 
 def reads_and_moves(
@@ -27,7 +28,7 @@ def reads_and_moves(
         name: value.detach().requires_grad_(has_derivative(value))
         for name, value in {**weights.frozen, **weights.buffers}.items()
     }
-    first, held = FirstPass(), Held(network, network.unflatten(weights.params).values())
+    first, held = FirstPass(), Held(network, network.unflatten(weights.params.clone()).values())
     frozen, buffers = ({name: given[name] for name in part} for part in weights[1:])
     place, mode = Weights(weights.params, frozen, buffers), not training.evaluates
     with torch.enable_grad(), training.draws(state, 0):

@@ -26,11 +26,11 @@ from hyperopt_dl.hypergrad.steps.run_options import Options, RunOptions
 from hyperopt_dl.hypergrad.steps.step_loss import StepLoss
 from hyperopt_dl.hypergrad.steps.whole_step import Adjoint, WholeStep
 from hyperopt_dl.hypergrad.traces.eager import Saved, saved_bytes
-from hyperopt_dl.network import flat
 from hyperopt_dl.optimizers.turns import Turn, turns_of
 from hyperopt_dl.state_entries import SKIPPED, SLOT, slots_of
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State
+from hyperopt_dl.weights import flat
 
 
 class Recorded(NamedTuple):

@@ -33,11 +33,11 @@ from hyperopt_dl.hypergrad.traces.eager import Eager
 from hyperopt_dl.hypergrad.traces.graphs import Graphs
 from hyperopt_dl.hypergrad.traces.traced import Traced, checked, choose
 from hyperopt_dl.nested import only_tensors, tensors_in
-from hyperopt_dl.network import Weights
 from hyperopt_dl.seeds import derive
 from hyperopt_dl.state_entries import entry_of, packed, unpack
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import State
+from hyperopt_dl.weights import Weights
 
 PROBES = 3
 """How many inputs, different in everything, a trace is compared on before it is believed."""

@@ -14,9 +14,9 @@ from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.steps.leaves import Gathered
 from hyperopt_dl.hypergrad.traces.eager import explained
 from hyperopt_dl.hypergrad.traces.kernels import kernels_with_second_derivatives
-from hyperopt_dl.network import has_derivative
 from hyperopt_dl.supervised import Supervised
 from hyperopt_dl.training import NOT_REPLAYED, State, Training
+from hyperopt_dl.weights import has_derivative
 
 Adjoint: TypeAlias = dict[str, Tensor]
 """dE/ds by the names of a state's floating (or complex) entries; what is missing is zero."""

@@ -17,8 +17,8 @@ from hyperopt_dl.hypergrad.traces.eager import (
     functions_of,
     no_second_derivative,
 )
-from hyperopt_dl.network import flat
 from hyperopt_dl.seeds import seeded
+from hyperopt_dl.weights import flat
 
 Example: TypeAlias = tuple[Tensor, Tensors, Tensor]
 """One ``(x, tensors, u)`` to compare two implementations on."""

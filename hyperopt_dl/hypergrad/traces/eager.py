@@ -28,10 +28,10 @@ from torch import Tensor
 from hyperopt_dl.errors import TrainingError
 from hyperopt_dl.hypergrad.memory import storages_of
 from hyperopt_dl.hypergrad.traces.kernels import kernels_with_second_derivatives
-from hyperopt_dl.network import flat
 from hyperopt_dl.recorded_step import is_reentrant
 from hyperopt_dl.second_derivatives.first_pass import FirstPass
 from hyperopt_dl.second_derivatives.gradient_graph import GradientGraph
+from hyperopt_dl.weights import flat
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 R = TypeVar("R")
