@@ -53,8 +53,8 @@ _STOPPED = (
     "itself, focal weights, straight-through estimators, power iterations. Such stop-gradients "
     "make the training loss no potential: what .grad follows is no gradient of a function, and "
     "second derivatives miss how the stopped part moves. Let the gradient flow there too, use "
-    "ForwardTuner.from_training, which follows it, or set discount=0, which needs no second "
-    "derivative"
+    "ForwardTuner.from_training, which follows detach() and no_grad(), or set discount=0, which "
+    "needs no second derivative"
 )
 
 

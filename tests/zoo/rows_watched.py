@@ -167,10 +167,9 @@ for name, match, says in (
 ):
     _refused(name, match, says, fast=len(name) % 3 == 0)
 
-ASKED = (
-    "where one asks `tuner.check(closure)` before the loop, which the graph of the loss alone does "
-    "not show: use `ForwardTuner.from_training`, which follows what is cut off, or `discount=0`"
-)
+ASKED = "by `tuner.check(closure)`, which one has to call before the loop: without it, wrong. "
+FOLLOWED = ASKED + "Use `ForwardTuner.from_training`, which follows it, or `discount=0`"
+WRITTEN = ASKED + "Write its backward() with differentiable operations, or use `discount=0`"
 STOPPED = r"but along a random direction they differ.*stop-gradients.*from_training"
 FUNCTION = r"but along a random direction they differ.*autograd\.Function.*from_training"
 MOVED = "the same loss from each call.*buffer with a moving average.*from_training"
@@ -185,5 +184,5 @@ for name, match in (
     ("Stopped gradients: a moving average in a buffer", MOVED),
     ("Stopped gradients: a momentum teacher inside the module (BYOL)", STOPPED),
 ):
-    _refused(name, match, ASKED, checks=True)
+    _refused(name, match, WRITTEN if match == FUNCTION else FOLLOWED, checks=True)
 ROWS = WATCHED.rows
