@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import hyperopt_dl as hd
+from hyperopt_dl.hypergrad.steps.step_loss import TRACED_FROM
 
 Model: TypeAlias = nn.Module | Callable[[Mapping[str, Any]], nn.Module]
 Expectation: TypeAlias = Literal["exact", "runs", "refused"]
@@ -79,7 +80,7 @@ class Row:
             step is not differentiated by autograd as it is carried out: stopped gradients,
             statistics written in place, hooks.
         steps: The steps of the short run, which is differentiated step by step.
-        long: The steps of the long run, which is traced.
+        long: The steps of the long run, the smallest number that is traced.
         tolerance: How far from a difference quotient a derivative may be, relatively.
         quotients: Whether difference quotients mean something. Of bfloat16 they do not.
         dtype: What the library computes in; the references are always float64.
@@ -98,7 +99,7 @@ class Row:
     unroll: bool = True
     fast: bool = True
     steps: int = 6
-    long: int = 52
+    long: int = TRACED_FROM
     tolerance: float = 1e-5
     quotients: bool = True
     dtype: torch.dtype = torch.double

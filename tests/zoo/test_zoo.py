@@ -1,6 +1,15 @@
-"""Networks, losses and loops as people write them: exact, or refused by a sentence that helps."""
+"""Networks, losses and loops as people write them: exact, or refused by a sentence that helps.
+
+Every row of a ``Supervised`` is looked at in a run without derivatives; in a long run with one of
+the two estimators, turn by turn; and in a short run with the other one. The fast tests take a part
+of the short runs, the slow ones all that is left. The environment variable ``ZOO=all`` asks for
+every row in short and in long runs with every estimator instead, which takes thrice as long::
+
+    ZOO=all python -m pytest tests/zoo -m "slow or not slow"
+"""
 
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterable
 
@@ -20,8 +29,10 @@ from tests.zoo.pending import PENDING, PENDING_LONG
 from tests.zoo.row import Row
 from tests.zoo.rows import ROWS
 
+COMPLETE = os.environ.get("ZOO") == "all"
+"""Whether every row is looked at with every estimator, in short and in long runs."""
 QUICK = ("reverse", "forward")
-"""The estimators of the fast tests, one for a row; the slow ones look at all, in long runs too."""
+"""The estimators that take turns; the third one is for the complete tests."""
 ALIKE = {
     "Normalisation",
     "Reparametrised weights",
@@ -43,6 +54,13 @@ def is_quick(row: Row, estimator: str, number: int) -> bool:
     seldom = row.kind in ALIKE
     seen = not seldom or number % 4 == 0
     return row.fast and seen and estimator == QUICK[(number // (4 if seldom else 1)) % 2]
+
+
+def is_wanted(row: Row, estimator: str, number: int, *, long: bool) -> bool:
+    """Whether a derivative of a row, the so-manieth, is looked at in a long or a short run."""
+    if COMPLETE or (not long and is_quick(row, estimator, number)):
+        return True
+    return estimator == QUICK[(number + (not long)) % 2]
 
 
 def marks(row: Row, *, slow: bool, long: bool = False) -> Iterable[pytest.MarkDecorator]:
@@ -68,7 +86,7 @@ def params(wanted: Callable[[Row], bool], *, slow: bool | None = None) -> list[o
 
 
 def with_estimators(wanted: Callable[[Row], bool], *, long: bool) -> list[object]:
-    """The rows that are wanted, with every estimator."""
+    """The rows that are wanted, with the estimators that are."""
     return [
         pytest.param(
             *(row, estimator),
@@ -78,6 +96,7 @@ def with_estimators(wanted: Callable[[Row], bool], *, long: bool) -> list[object
         for number, row in enumerate(ROWS)
         if wanted(row)
         for estimator in ESTIMATORS
+        if is_wanted(row, estimator, number, long=long)
     ]
 
 
