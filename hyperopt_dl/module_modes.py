@@ -92,3 +92,10 @@ def put_back(attributes: Iterable[Attribute]) -> None:
             vars(part).pop(name, None)
         else:
             vars(part)[name] = value
+
+
+def has_generator(parts: Iterable[nn.Module]) -> bool:
+    """Return whether a part keeps a generator of its own, which every step moves on."""
+    return any(
+        isinstance(value, torch.Generator) for part in parts for value in vars(part).values()
+    )

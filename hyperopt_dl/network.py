@@ -111,8 +111,8 @@ class Network:
         self.owners = _owners(module, (name for name, _ in module.named_buffers()))
         self._frozen_owners = _owners(module, self.frozen)
         self._whole = _Whole(module)
-        self._tied = _names(module, unique=True) < _names(module, unique=False)
         parts = list(module.modules())
+        self._places = _places(module)
         self.loose = any(isinstance(v, Tensor) for each in parts for v in vars(each).values())
         self.recurrent = any(isinstance(each, nn.RNNBase) for each in parts)
         self.scripted = any(isinstance(each, torch.jit.ScriptModule) for each in parts)
@@ -258,14 +258,14 @@ class Network:
         if pieces is not None:
             named = dict(zip(named, pieces, strict=True))
         tensors = {**named, **self._copied(weights)}
-        inside = {f"module.{name}": tensor for name, tensor in tensors.items()}
+        inside = {f"module.{place}": tensors[name] for place, name in self._places}
         with self._own(training), self._acting_in(first), not_compiled():
             for param, piece in zip(self.params, named.values(), strict=True):
                 for hook in (getattr(param, "_backward_hooks", None) or {}).values():
                     piece.register_hook(hook)  # type: ignore[no-untyped-call]
             before, self._stood_in = self._stood_in, True
             try:
-                found: R = functional_call(self._whole, inside, (body,), tie_weights=self._tied)
+                found: R = functional_call(self._whole, inside, (body,), tie_weights=False)
             finally:
                 self._stood_in = before
             return found
@@ -383,9 +383,17 @@ def _shaped(piece: Tensor, shape: torch.Size, pair: bool) -> Tensor:
     return torch.view_as_complex(piece.view(*shape, 2)) if pair else piece.view(shape)
 
 
-def _names(module: nn.Module, *, unique: bool) -> int:
-    """Return how many names the module's tensors have; ``unique`` counts a shared tensor once."""
-    parameters = module.named_parameters(remove_duplicate=unique)
-    return sum(1 for _ in parameters) + sum(
-        1 for _ in module.named_buffers(remove_duplicate=unique)
-    )
+def _places(module: nn.Module) -> list[tuple[str, str]]:
+    """Return where tensors stand in a module, each place once, and their names there.
+
+    A shared tensor stands in several places. A shared part is one place with several names, which
+    ``functional_call`` must not be told: it puts back the tensor that it has put there itself.
+    """
+    named = [*module.named_parameters(), *module.named_buffers()]
+    names: dict[int, str] = {id(tensor): name for name, tensor in named}
+    return [
+        (f"{path}.{name}" if path else name, names[id(tensor)])
+        for path, part in module.named_modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if tensor is not None
+    ]

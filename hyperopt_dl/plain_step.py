@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperopt_dl.batches import Batch
 from hyperopt_dl.errors import TrainingError
+from hyperopt_dl.module_modes import has_generator
 from hyperopt_dl.network import Network
 from hyperopt_dl.optimizers import Optimizer
 from hyperopt_dl.optimizers.torch_twin import has_twin, max_norm, torch_optimizer
@@ -55,7 +56,8 @@ def must_be_plain(
     """
     weights, after = unpack(state), then["params"]
     elsewhere = any(p.device != after.device for p in network.params)
-    if elsewhere or not has_twin(training.optimizer):
+    alone = has_generator(network.module.modules())  # another step would move it on
+    if elsewhere or alone or not has_twin(training.optimizer):
         return
 
     def stepped() -> Tensor:
@@ -75,7 +77,7 @@ def must_be_plain(
     rounding = 100 * torch.finfo(after.dtype).eps * float(expected.abs().max())
     if error <= 1e-3 * moved + rounding or not torch.isfinite(expected).all():
         return
-    if not torch.equal(stepped(), expected):  # a generator of the module's own: no step is repeated
+    if not torch.equal(stepped(), expected):  # no step can be repeated
         return
     worst = [float(part.abs().max()) for part in torch.split(after - expected, network.sizes)]
     name, _ = network.layout[worst.index(max(worst))]

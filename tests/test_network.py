@@ -272,3 +272,17 @@ def test_reads_are_a_mapping_of_the_hyperparameters() -> None:
 def test_a_missing_hyperparameter_is_a_key_error_that_names_it() -> None:
     with pytest.raises(KeyError, match="hidden"):
         Reads({"a": 1})["hidden"]
+
+
+def test_a_part_in_two_places_is_put_back() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    module.append(module[0])  # a shared part
+    module[2].weight = module[0].weight  # a shared parameter of another part
+    before = {name: id(each) for name, each in module.named_parameters()}
+    network = Network(module)
+    weights = network.weights()
+    moved = weights._replace(params=weights.params + 1)
+    outputs = [call(network, moved, True)[0] for call in CALLS]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+    torch.testing.assert_close(outputs[2], outputs[0], rtol=0, atol=0)
+    assert {name: id(each) for name, each in module.named_parameters()} == before

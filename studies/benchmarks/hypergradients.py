@@ -26,10 +26,10 @@ The unit is ordinary training of the same work: ``nn.Module`` and ``torch.optim`
 turns in one process, on one thread; CPU time is counted, after one run to warm up (a trace, where
 there is one). Memory is the growth of the peak of a fresh process. The error is that of float64
 against a plain unroll, over 60 steps, with BatchNorm's statistics as constants: autograd takes them
-for such, while ``Supervised`` carries their derivative on where times and memory are measured. ``higher`` and ``torchopt`` take part where they are
-installed (``pip install 'hyperopt_dl[peers]'``); torchopt cannot differentiate in beta1. Forward
-mode takes part where there are three hyperparameters, beside the same in a dozen lines of
-``torch.func.jvp``.
+for such, while ``Supervised`` carries their derivative on where times and memory are measured.
+``higher`` and ``torchopt`` take part where they are installed (``pip install
+'hyperopt_dl[peers]'``); torchopt cannot differentiate in beta1. Forward mode takes part where there
+are three hyperparameters, beside the same in a dozen lines of ``torch.func.jvp``.
 """
 
 import argparse

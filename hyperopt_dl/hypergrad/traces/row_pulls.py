@@ -57,7 +57,9 @@ class RowPulls:
         return self._one_by_one(rows, saved) if graph is None else replay(graph, rows, *saved)[0]
 
     def _one_by_one(self, rows: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
-        return torch.stack([replay(self._one, row, *saved)[0] for row in rows])
+        # Rows of odd length begin where no view as complex numbers may, every other one.
+        apart = (row.clone() if row.storage_offset() % 2 else row for row in rows)
+        return torch.stack([replay(self._one, row, *saved)[0] for row in apart])
 
     def _checked(self, rows: Tensor, saved: tuple[Tensor, ...]) -> Program | None:
         """Return a graph for so many rows that gives the numbers of one by one, if there is one."""
