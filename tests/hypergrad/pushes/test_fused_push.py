@@ -52,7 +52,6 @@ FUSED: dict[str, Callable[[], Case]] = {
     "amsgrad": lambda: of(Adam("lr", ("m", "b2"), 1e-2, amsgrad=True)),
     "adamw": lambda: of(AdamW("lr", ("m", "b2"), 1e-2, weight_decay="decay", groups=GROUPS)),
     "loss": lambda: (all_together("mlp", batch_size=5), ALL),
-    "batch norm": lambda: (all_together("batch norm", batch_size=5), ALL),
     "frozen": lambda: (all_together("frozen parameters", batch_size=5), ALL),
 }
 APART: dict[str, Callable[[], Case]] = {
@@ -60,6 +59,7 @@ APART: dict[str, Callable[[], Case]] = {
     "clipped": lambda: of(ClipNorm(SGD("lr", "m"), "limit")),
     "schedule": lambda: of(SGD(Schedule("lr", lambda t: 0.8**t), "m")),
     "dropout": lambda: (all_together("dropout", batch_size=5), ALL),
+    "batch norm": lambda: (all_together("batch norm", batch_size=5), ALL),
     "many": lambda: of_weights(),
 }
 
@@ -102,7 +102,9 @@ def test_a_step_as_one_graph_gives_the_derivative_of_the_whole_run(
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "schedule" else pytest.param(n, marks=pytest.mark.slow) for n in APART]
+    "name",
+    [n if n == "schedule" else pytest.param(n, marks=pytest.mark.slow) for n in APART],
+    ids=lambda name: name.replace(" ", "_"),
 )
 def test_a_step_that_is_not_one_graph_gives_the_same_numbers(name: str, plain: list[int]) -> None:
     training, hparams = APART[name]()
