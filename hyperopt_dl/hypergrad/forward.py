@@ -36,8 +36,8 @@ class Forward:
     Args:
         compile: Whether TorchInductor compiles the step of a ``Supervised``, as for ``Reverse``. Of
             SGD, Adam and AdamW without a schedule, and up to 16 entries of the hyperparameters, all
-            of a step is compiled, unless it draws random numbers or moves buffers; else the graphs of
-            the loss are.
+            of a step is compiled, unless it draws random numbers or moves buffers; else the graphs
+            of the loss are.
 
     Raises:
         TrainingError: In the call, where the tangents need more memory than is free.
