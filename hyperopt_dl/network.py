@@ -197,7 +197,7 @@ class Network:
                 for name, each in others.items():
                     each.data = given[name]
                 yield held
-                if self._writes_params is None:
+                if self._writes_params is None and not vector.is_meta:
                     self._writes_params = not torch.equal(held.vector(), vector)
                 elif held.written():
                     self._writes_params = True

@@ -55,7 +55,7 @@ def must_be_plain(
         TrainingError: They are not.
     """
     weights, after = unpack(state), then["params"]
-    elsewhere = any(p.device != after.device for p in network.params)
+    elsewhere = after.is_meta or any(p.device != after.device for p in network.params)
     alone = has_generator(network.module.modules())  # another step would move it on
     if elsewhere or alone or not has_twin(training.optimizer):
         return
