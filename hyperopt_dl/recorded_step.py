@@ -36,13 +36,11 @@ class RecordedStep(NamedTuple):
         graph: The graph of its gradient, and of all of ``moved``.
         value: Its loss, with the graph that leads to it.
         after: Frozen parameters and buffers after it, cut from the graph.
-        first: What has acted in its first backward pass alone.
     """
 
     graph: GradientGraph
     value: Tensor
     after: Weights
-    first: FirstPass
 
 
 def record_step(
@@ -93,7 +91,7 @@ def record_step(
             x, differentiated = [*x, *extra.leaves], extra.value(value, after)
         graph = GradientGraph(differentiated, x, [others[n] for n in moved], c, first, again)
     cut = [{n: tensor.detach() for n, tensor in part.items()} for part in after[1:]]
-    return RecordedStep(graph, value, Weights(after.params, *cut), first)
+    return RecordedStep(graph, value, Weights(after.params, *cut))
 
 
 def check_value(value: Tensor) -> None:
